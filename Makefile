@@ -1,0 +1,76 @@
+# The few commands of this project. `make` lists them.
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+EXTRAS := cli,sim,test,dev
+
+# `make setup PYTHON=...` chooses another interpreter. The first one that is new enough is taken.
+PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 python3.14; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+UV := $(shell command -v uv 2>/dev/null)
+
+# Every run writes to a new folder. `make demo DEMO=...` chooses the folder.
+NOW := $(shell date +%Y%m%d-%H%M%S)
+DEMO ?= runs/$@-$(NOW)
+
+# Compiled programs are kept between processes. No window is opened.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+export SDL_VIDEODRIVER ?= dummy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-short test test-slow fuzz lint check clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## create .venv and install the package in it (again only when pyproject.toml changes)
+
+$(STAMP): pyproject.toml | $(PY)
+ifneq ($(UV),)
+	"$(UV)" pip install --python $(PY) -e '.[$(EXTRAS)]'
+else
+	$(PY) -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]'
+endif
+	@touch $@
+
+# Where Python comes without ensurepip, the pip beside it fills the environment.
+$(PY):
+ifneq ($(UV),)
+	"$(UV)" venv --allow-existing --python "$(or $(PYTHON),3.11)" $(VENV)
+else
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed. Name one: make setup PYTHON=..."; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+		$(PYTHON) -m venv $(VENV); \
+	else \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install pip; \
+	fi
+endif
+
+demo: ## train a pendulum controller and evaluate it, in a new folder under runs/
+demo-short: ## the same with far less work
+demo-short: QUICK := --quick
+demo demo-short: $(STAMP)
+	$(PY) -m diffcontrol fit pendulum --out $(DEMO) $(QUICK)
+	$(PY) -m diffcontrol evaluate $(DEMO)
+
+test: $(STAMP) ## run the tests, without the slow ones
+	$(PY) -m pytest
+
+test-slow: $(STAMP) ## run the slow tests only
+	$(PY) -m pytest -m slow
+
+fuzz: $(STAMP) ## solve and differentiate 10,000 random problems
+	$(PY) -m tests.fuzz --problems 10000
+
+lint: $(STAMP) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+check: lint test ## lint, then test
+
+clean: ## remove caches and build outputs; keep .venv and runs
+	rm -rf build dist .cache .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,20 @@
+"""diffcontrol: optimal control problems, solved and differentiated exactly."""
+
+from ._adjoint.implicit import GaussNewtonAdjoint as GaussNewtonAdjoint
+from ._adjoint.implicit import ImplicitAdjoint as ImplicitAdjoint
+from ._adjoint.unrolled import UnrolledAdjoint as UnrolledAdjoint
+from ._control_problem import Bounds as Bounds
+from ._control_problem import ControlProblem as ControlProblem
+from ._cost import GoalCost as GoalCost
+from ._cost import QuadraticCost as QuadraticCost
+from ._cost import log_barrier as log_barrier
+from ._cost import penalty as penalty
+from ._result import RESULTS as RESULTS
+from ._solution import Solution as Solution
+from ._solution import Stats as Stats
+from ._solve import solve as solve
+from ._solver.ddp import DDP as DDP
+from ._solver.ilqr import ILQR as ILQR
+from ._trajectory import Trajectory as Trajectory
+
+__version__ = "0.1.0"

@@ -1,0 +1,194 @@
+"""Stage costs: quadratic, distance to a goal, and terms that stand for constraints.
+
+Every cost is a callable `(x, u, t) -> scalar`; costs add with `+`. A cost may hold arrays with
+a leading time axis. Such arrays belong to the stages of the problem, not to the absolute time
+that callables are shown, so a cost says with `at_stage` what it is at one stage (a receding
+horizon moves the absolute time on while its stages still count from 0).
+"""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+
+class AbstractStageCost(eqx.Module):
+    """A stage cost that can be added to others and may differ from stage to stage."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Array, u: Array, t: Array) -> Float[Array, ""]: ...
+
+    @abc.abstractmethod
+    def at_stage(self, k: Int[Array, ""]) -> Callable:
+        """The cost of stage `k`, as a callable `(x, u, t)`."""
+
+    def __add__(self, other: Callable) -> "CostSum":
+        return CostSum((self, other))
+
+    def __radd__(self, other: Callable) -> "CostSum":
+        return CostSum((other, self))
+
+
+def cost_at_stage(cost: Callable, k: Int[Array, ""]) -> Callable:
+    """The cost of stage `k` for any callable; plain callables only know the time."""
+    return cost.at_stage(k) if isinstance(cost, AbstractStageCost) else cost
+
+
+class CostSum(AbstractStageCost):
+    """The sum of several stage costs."""
+
+    terms: tuple[Callable, ...]
+
+    def __call__(self, x, u, t):
+        return sum((jnp.asarray(term(x, u, t)) for term in self.terms), start=jnp.asarray(0.0))
+
+    def at_stage(self, k):
+        return CostSum(tuple(cost_at_stage(term, k) for term in self.terms))
+
+
+class QuadraticCost(AbstractStageCost):
+    r"""`1/2 tau' C tau + c' tau` with `tau = [x; u]` (DiffMPC, eq. 2).
+
+    Attributes:
+        C: shape `(n+m, n+m)`, or `(T, n+m, n+m)` for one matrix a stage. Read through its
+            symmetric part.
+        c: shape `(n+m,)`, or `(T, n+m)`.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+
+    C: Float[Array, "*T n+m n+m"]
+    c: Float[Array, "*T n+m"]
+
+    def __init__(self, C: ArrayLike, c: ArrayLike | None = None):
+        self.C = _as_floats(C)
+        if self.C.ndim not in (2, 3) or self.C.shape[-1] != self.C.shape[-2]:
+            raise ValueError(
+                "QuadraticCost: `C` must have shape (n+m, n+m) or (T, n+m, n+m), "
+                f"but has shape {self.C.shape}."
+            )
+        self.c = jnp.zeros(self.C.shape[-1], self.C.dtype) if c is None else _as_floats(c)
+        if self.c.ndim not in (1, 2) or self.c.shape[-1] != self.C.shape[-1]:
+            raise ValueError(
+                f"QuadraticCost: `c` must have shape ({self.C.shape[-1]},) or "
+                f"(T, {self.C.shape[-1]}) to go with `C`, but has shape {self.c.shape}."
+            )
+
+    def __call__(self, x, u, t):
+        tau = jnp.concatenate([x, u])
+        C = self.C[t] if self.C.ndim == 3 else self.C
+        c = self.c[t] if self.c.ndim == 2 else self.c
+        return 0.5 * tau @ C @ tau + c @ tau
+
+    def at_stage(self, k):
+        return QuadraticCost(
+            self.C[k] if self.C.ndim == 3 else self.C, self.c[k] if self.c.ndim == 2 else self.c
+        )
+
+
+class GoalCost(AbstractStageCost):
+    r"""`1/2 sum_i w_i (tau_i - goal_i)^2`: weighted distance to a goal (DiffMPC, section 5).
+
+    The goal of the controls is zero.
+
+    Attributes:
+        weights: shape `(n+m,)`: weights of the states [cost / unit^2], then of the controls.
+        goal: the goal state, shape `(n,)`, or `(T, n)` to track a reference.
+
+    Raises:
+        ValueError: if `weights` does not have more entries than the goal state.
+    """
+
+    weights: Float[Array, " n+m"]
+    goal: Float[Array, "*T n"]
+
+    def __init__(self, weights: ArrayLike, goal: ArrayLike):
+        self.weights, self.goal = _as_floats(weights), _as_floats(goal)
+        if self.goal.ndim not in (1, 2):
+            raise ValueError(
+                f"GoalCost: `goal` must have shape (n,) or (T, n), but has shape {self.goal.shape}."
+            )
+        if self.weights.ndim != 1 or self.weights.shape[0] <= self.goal.shape[-1]:
+            raise ValueError(
+                f"GoalCost: `weights` must have shape (n+m,) with n = {self.goal.shape[-1]} taken "
+                f"from `goal`, one weight for each state and control, but has shape "
+                f"{self.weights.shape}."
+            )
+
+    def __call__(self, x, u, t):
+        goal = self.goal[t] if self.goal.ndim == 2 else self.goal
+        n = goal.shape[0]
+        return 0.5 * (self.weights[:n] @ (x - goal) ** 2 + self.weights[n:] @ u**2)
+
+    def at_stage(self, k):
+        return GoalCost(self.weights, self.goal[k] if self.goal.ndim == 2 else self.goal)
+
+
+class Penalty(AbstractStageCost):
+    """`weight/2 * sum(max(0, g)^2)` for a constraint `g(x, u, t) <= 0`; see `penalty`."""
+
+    constraint: Callable
+    weight: Float[Array, ""]
+
+    def __call__(self, x, u, t):
+        violation = jnp.maximum(self.constraint(x, u, t), 0.0)
+        return 0.5 * self.weight * jnp.sum(violation**2)
+
+    def at_stage(self, k):
+        return self
+
+
+class LogBarrier(AbstractStageCost):
+    """`-gamma * sum(log(-g))` for a constraint `g(x, u, t) <= 0`; see `log_barrier`."""
+
+    constraint: Callable
+    gamma: Float[Array, ""]
+
+    def __call__(self, x, u, t):
+        slack = -jnp.asarray(self.constraint(x, u, t))
+        # Outside the feasible set the barrier is infinite, which a line search rejects. The inner
+        # `where` keeps the derivative of the logarithm finite where it is not used.
+        inside = slack > 0
+        value = -self.gamma * jnp.log(jnp.where(inside, slack, 1.0))
+        return jnp.sum(jnp.where(inside, value, jnp.inf))
+
+    def at_stage(self, k):
+        return self
+
+
+def penalty(constraint: Callable, weight: ArrayLike = 1e3) -> Penalty:
+    r"""Stage cost `weight/2 sum(max(0, g)^2)` that discourages `g(x, u, t) > 0`.
+
+    The constraint is violated by about its multiplier divided by `weight`. The term is once
+    continuously differentiable: its curvature jumps where `g = 0`.
+
+    Args:
+        constraint: `(x, u, t) -> scalar or vector`, meant to be `<= 0`.
+        weight: [cost / unit of g^2]; has a gradient.
+
+    Source: quadratic exterior penalty, Nocedal and Wright, Numerical Optimization, eq. 17.1.
+    """
+    return Penalty(constraint, _as_floats(weight))
+
+
+def log_barrier(constraint: Callable, gamma: ArrayLike = 1e-2) -> LogBarrier:
+    r"""Stage cost `-gamma sum(log(-g))` that keeps `g(x, u, t) < 0`.
+
+    Infinite where the constraint is violated, so the first guess must satisfy it. The solution is
+    that of a smoothed problem, off by O(`gamma`).
+
+    Args:
+        constraint: `(x, u, t) -> scalar or vector`, kept `< 0`.
+        gamma: [cost]; has a gradient.
+
+    Source: Safe-PDP (Jin et al. 2021), eq. 7.
+    """
+    return LogBarrier(constraint, _as_floats(gamma))
+
+
+def _as_floats(value: ArrayLike) -> Array:
+    array = jnp.asarray(value)
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)

@@ -1,0 +1,159 @@
+r"""Riccati factorisation and solve of the stage-structured KKT system.
+
+The unknowns are `x_0 ... x_T`, `u_0 ... u_{T-1}`, `lambda_0 ... lambda_T`; the equations
+
+    H_t tau_t + F_t' lambda_{t+1} - [lambda_t; 0] = -g_t      (rows of free controls only)
+    H_N x_T - lambda_T                            = -g_N
+    -x_0                                          = -r_{-1}
+    F_t tau_t - x_{t+1}                           = -r_t
+
+are the optimality conditions of a linear-quadratic problem with initial state `r_{-1}`, and
+their matrix is symmetric. Controls that are not free have the equation `u = b`, with `b` moved to
+the right-hand side by the caller, so here they are zero.
+
+Factoring (`factor`) is separate from solving (`solve`): one factorisation serves the forward
+pass, the adjoint, and every further right-hand side.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .cholesky import cholesky, solve_factored, solve_lower
+
+
+class System(eqx.Module):
+    """The matrix: blocks of the stages and which controls are free."""
+
+    H: Float[Array, "T n+m n+m"]
+    H_N: Float[Array, "n n"]
+    F: Float[Array, "T n n+m"]
+    free: Bool[Array, "T m"]
+
+
+class RightHandSide(eqx.Module):
+    """Linear cost terms `g`, `g_N` and offsets `r`, whose first row is the initial state."""
+
+    g: Float[Array, "T n+m"]
+    g_N: Float[Array, " n"]
+    r: Float[Array, "T+1 n"]
+
+
+class Unknowns(eqx.Module):
+    """States `(T+1, n)`, controls `(T, m)`, costates `(T+1, n)`."""
+
+    x: Float[Array, "T+1 n"]
+    u: Float[Array, "T m"]
+    costate: Float[Array, "T+1 n"]
+
+
+class Factorisation(eqx.Module):
+    """Gains `K`, cost-to-go Hessians `V` of stages `0 ... T`, Cholesky factors `L` of `Q_ff`.
+
+    `pivots (T, m)` are the pivots of `Q_ff` relative to its diagonal. All positive means that the
+    reduced Hessian is positive definite, so the point is a strict minimiser (mathematically: the
+    recursion is its block elimination). Not positive means that the factorisation is meaningless.
+    """
+
+    K: Float[Array, "T m n"]
+    V: Float[Array, "T+1 n n"]
+    L: Float[Array, "T m m"]
+    pivots: Float[Array, "T m"]
+
+
+def factor(system: System) -> Factorisation:
+    """The backward Riccati recursion on the free controls."""
+    n = system.H_N.shape[0]
+
+    def stage(V, inputs):
+        H, F, free = inputs
+        Q = H + F.T @ V @ F
+        Q_ux = jnp.where(free[:, None], Q[n:, :n], 0.0)
+        L, pivots = cholesky(restrict(Q[n:, n:], free))
+        # With Q_ff = L L' and Y = L^-1 Q_fx:  V = Q_xx - Y'Y is symmetric by construction.
+        Y = solve_lower(L, Q_ux)
+        K = -solve_factored(L, Q_ux)
+        V = _symmetric(Q[:n, :n]) - Y.T @ Y
+        return V, (K, V, L, pivots)
+
+    H_N = _symmetric(system.H_N)
+    inputs = (_symmetric(system.H), system.F, system.free)
+    _, (K, V, L, pivots) = jax.lax.scan(stage, H_N, inputs, reverse=True)
+    return Factorisation(K, jnp.concatenate([V, H_N[None]]), L, pivots)
+
+
+def solve(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknowns:
+    """States, controls and costates for one right-hand side."""
+    n = system.H_N.shape[0]
+
+    def backward(v, inputs):
+        F, free, K, V_next, L, g, r = inputs
+        q = g + F.T @ (v + V_next @ r)
+        q_u = jnp.where(free, q[n:], 0.0)
+        k = -solve_factored(L, q_u)
+        return q[:n] + K.T @ q_u, (k, v)
+
+    def forward(x, inputs):
+        F, K, k, r = inputs
+        u = K @ x + k
+        x_next = F @ jnp.concatenate([x, u]) + r
+        return x_next, (x_next, u)
+
+    F, r = system.F, rhs.r
+    stages = (F, system.free, factors.K, factors.V[1:], factors.L, rhs.g, r[1:])
+    v_0, (k, v_next) = jax.lax.scan(backward, rhs.g_N, stages, reverse=True)
+    _, (x_next, u) = jax.lax.scan(forward, r[0], (F, factors.K, k, r[1:]))
+    x = jnp.concatenate([r[:1], x_next])
+    v = jnp.concatenate([v_0[None], v_next])
+    return Unknowns(x, u, jnp.einsum("tij,tj->ti", factors.V, x) + v)
+
+
+def multiply(system: System, unknowns: Unknowns) -> Unknowns:
+    """The matrix times a vector; rows and columns of held controls are those of the identity.
+
+    The result is laid out like the unknowns: rows of the states, of the controls, of the
+    dynamics.
+    """
+    n = system.H_N.shape[0]
+    free_u = jnp.where(system.free, unknowns.u, 0.0)
+    rows = full_product(system, Unknowns(unknowns.x, free_u, unknowns.costate), n)
+    return Unknowns(rows.x, jnp.where(system.free, rows.u, unknowns.u), rows.costate)
+
+
+def full_product(system: System, unknowns: Unknowns, n: int) -> Unknowns:
+    """The matrix times a vector with every control treated as free."""
+    tau = jnp.concatenate([unknowns.x[:-1], unknowns.u], axis=1)
+    H_tau = jnp.einsum("tij,tj->ti", _symmetric(system.H), tau)
+    F_costate = jnp.einsum("tij,ti->tj", system.F, unknowns.costate[1:])
+    rows = H_tau + F_costate
+    last = _symmetric(system.H_N) @ unknowns.x[-1]
+    predicted = jnp.einsum("tij,tj->ti", system.F, tau)
+    return Unknowns(
+        jnp.concatenate([rows[:, :n], last[None]]) - unknowns.costate,
+        rows[:, n:],
+        jnp.concatenate([jnp.zeros_like(last)[None], predicted]) - unknowns.x,
+    )
+
+
+def right_hand_side(rows: Unknowns) -> RightHandSide:
+    """Read a vector of rows (as `multiply` returns) as the data of a linear-quadratic problem."""
+    return RightHandSide(
+        g=-jnp.concatenate([rows.x[:-1], rows.u], axis=1), g_N=-rows.x[-1], r=-rows.costate
+    )
+
+
+def solve_rows(system: System, factors: Factorisation, rows: Unknowns) -> Unknowns:
+    """`multiply(system, .)` inverted: rows of held controls are their values."""
+    solved = solve(system, factors, right_hand_side(rows))
+    return Unknowns(solved.x, jnp.where(system.free, solved.u, rows.u), solved.costate)
+
+
+def restrict(A: Float[Array, "m m"], free: Bool[Array, " m"]) -> Float[Array, "m m"]:
+    """`A` on the free rows and columns, the identity elsewhere."""
+    both = free[:, None] & free[None, :]
+    return jnp.where(both, A, jnp.eye(A.shape[0], dtype=A.dtype))
+
+
+def _symmetric(A: Array) -> Array:
+    return 0.5 * (A + jnp.swapaxes(A, -1, -2))

@@ -1,0 +1,158 @@
+"""The front door."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from ._adjoint.base import AbstractAdjoint, Solved, held_controls
+from ._adjoint.implicit import ImplicitAdjoint
+from ._adjoint.unrolled import UnrolledAdjoint
+from ._control_problem import (
+    ControlProblem,
+    StageProblem,
+    check_concrete_values,
+    stage_problem,
+)
+from ._expansion import exact_system
+from ._iterate import AbstractSolver, run_fixed, run_until_done
+from ._kernel.riccati import factor
+from ._optimality import control_gradient, linearise, stage_costs
+from ._result import RESULTS
+from ._solution import Solution
+from ._solver.ddp import DDP
+from ._tree import stop_gradient
+from ._undifferentiable import without_cotangent
+
+_STATS_REFUSE = (
+    "`solution.stats` has no derivative. Take what you need through jax.lax.stop_gradient, or "
+    "leave it out of the loss."
+)
+
+
+def solve(
+    problem: ControlProblem,
+    x0: ArrayLike,
+    solver: AbstractSolver = DDP(),
+    *,
+    guess: ArrayLike | Solution | None = None,
+    adjoint: AbstractAdjoint | None = None,
+    key: Array | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Find an optimal trajectory, differentiably.
+
+    Args:
+        problem: what to solve.
+        x0: initial state, shape `(n,)`.
+        solver: by which algorithm.
+        guess: controls to start from, shape `(T, m)`, or an earlier `Solution`; None is zero.
+            Its derivative is zero under an implicit adjoint.
+        adjoint: how derivatives come out; None is the solver's own: `ImplicitAdjoint` where it
+            promises stationarity, else `UnrolledAdjoint`.
+        key: random key, for solvers that sample; refused by others.
+        throw: raise at run time unless the solve succeeds; under `jax.vmap` one bad sample
+            raises for the batch. With False, read `solution.result`.
+
+    Returns:
+        The solution. Batch with `jax.vmap`.
+
+    Raises:
+        ValueError, TypeError: when traced, for arguments that do not fit together, and for NaN
+            in values that are known then.
+        RuntimeError: at run time, with the sentence of `RESULTS`, if `throw` and not successful.
+    """
+    solver, adjoint = _check_algorithms(solver, adjoint, key)
+    check_concrete_values("problem", problem)
+    check_concrete_values("x0", x0)
+    controls = guess.controls if isinstance(guess, Solution) else guess
+    if not isinstance(throw, bool):
+        raise TypeError(f"`throw` must be True or False, got {throw!r}.")
+    return _solve(problem, jnp.asarray(x0), solver, controls, adjoint, throw, 0)
+
+
+def solve_from(
+    problem: ControlProblem,
+    x0: Array,
+    start: ArrayLike,
+    solver: AbstractSolver,
+    controls: Float[Array, "T m"] | None,
+) -> Solution:
+    """`solve` with stage 0 at absolute time `start`, never raising: for use in a loop."""
+    solver, adjoint = _check_algorithms(solver, None, None)
+    return _solve(problem, x0, solver, controls, adjoint, False, start)
+
+
+@eqx.filter_jit
+def _solve(problem, x0, solver, controls, adjoint, throw, start) -> Solution:
+    stages, x0 = stage_problem(problem, x0, start)
+    controls = _initial_controls(stages, controls, x0.dtype)
+    solved = adjoint.solve(
+        stages,
+        x0,
+        controls,
+        until_done=eqx.Partial(run_until_done, solver),
+        fixed=eqx.Partial(run_fixed, solver),
+    )
+    solution = _describe(stages, solved)
+    if throw:
+        good = (solution.result == RESULTS.successful) | (
+            solution.result == RESULTS.fixed_iterations
+        )
+        solution = solution.result.error_if(solution, ~good)
+    return solution
+
+
+def _describe(problem: StageProblem, solved: Solved) -> Solution:
+    """Everything else that a solution states follows from its point, differentiably."""
+    point = solved.point
+    x, u = point.states, point.controls
+    held = held_controls(problem, point)
+    linear = linearise(problem, x, u)
+    gradient = sum(control_gradient(linear, point.costates, problem.state_size))
+    result = solved.outcome.result
+    result = RESULTS.where(
+        (result == RESULTS.successful) & solved.indefinite, RESULTS.indefinite, result
+    )
+    stats = stop_gradient(solved.outcome.stats)
+    anchor = jnp.sum(x) + jnp.sum(u)
+    return Solution(
+        states=x,
+        controls=u,
+        costates=point.costates,
+        multipliers=jnp.where(held.held, -gradient, 0.0),
+        cost=jnp.sum(stage_costs(problem, x, u)),
+        gains=factor(exact_system(problem, point, held)).K,
+        result=result,
+        stats=without_cotangent(stats, anchor, _STATS_REFUSE),
+    )
+
+
+def _check_algorithms(solver, adjoint, key) -> tuple[AbstractSolver, AbstractAdjoint]:
+    if not isinstance(solver, AbstractSolver):
+        raise TypeError(f"`solver` must be a solver such as DDP(), got {solver!r}.")
+    if key is not None:
+        raise ValueError(
+            f"`key` was given, but {type(solver).__name__} does not sample; leave it out."
+        )
+    if adjoint is None:
+        adjoint = ImplicitAdjoint() if solver.promises_stationarity else UnrolledAdjoint()
+    if not isinstance(adjoint, AbstractAdjoint):
+        raise TypeError(f"`adjoint` must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}.")
+    if adjoint.needs_stationarity and not solver.promises_stationarity:
+        raise ValueError(
+            f"{type(adjoint).__name__} differentiates the optimality conditions, but "
+            f"{type(solver).__name__} does not promise to satisfy them. Use UnrolledAdjoint()."
+        )
+    return solver, adjoint
+
+
+def _initial_controls(problem: StageProblem, controls, dtype) -> Float[Array, "T m"]:
+    shape = (problem.horizon, problem.control_size)
+    if controls is None:
+        return jnp.zeros(shape, dtype)
+    controls = jnp.asarray(controls)
+    if controls.shape != shape:
+        raise ValueError(
+            f"`guess` must hold controls of shape (T, m) = {shape}, but has shape {controls.shape}."
+        )
+    return controls.astype(dtype)

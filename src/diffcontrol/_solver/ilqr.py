@@ -1,0 +1,57 @@
+"""Iterative linear-quadratic regulator with control bounds: the algorithm of both papers."""
+
+from typing import ClassVar
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from .._control_problem import StageProblem
+from .._iterate import AbstractSolver, Outcome
+from .._optimality import Point
+from . import box_ddp
+from .settings import check_settings, default_tolerance
+
+_CURVATURES = (0.0,)
+
+
+class ILQR(AbstractSolver):
+    """Box-constrained iLQR: Gauss-Newton, the curvature of the dynamics is dropped.
+
+    Its steps need no second derivatives of the dynamics. It converges linearly, at a rate that is
+    poor where costates and curvature are large; `DDP` then needs far fewer iterations.
+
+    Args:
+        tolerance: bound on the relative stationarity at the returned point; None is 1e-8 in
+            float64 and 1e-4 in float32.
+        max_iterations: iterations before `RESULTS.not_converged`.
+
+    Raises:
+        ValueError: for a negative tolerance or fewer than one iteration.
+
+    Source: Tassa, Mansard and Todorov, Control-limited differential dynamic programming, ICRA
+    2014; DiffMPC (Amos et al. 2018), module 2.
+    """
+
+    promises_stationarity: ClassVar[bool] = True
+    tolerance: float | None = eqx.field(static=True, default=None)
+    max_iterations: int = eqx.field(static=True, default=500)
+
+    def __check_init__(self):
+        check_settings("ILQR", self.tolerance, self.max_iterations)
+
+    def init(self, problem: StageProblem, x0: Array, controls: Float[Array, "T m"]):
+        tolerance = default_tolerance(self.tolerance, x0.dtype)
+        return box_ddp.init(problem, x0, controls, tolerance, _CURVATURES)
+
+    def step(self, problem, x0, state):
+        tolerance = default_tolerance(self.tolerance, x0.dtype)
+        return box_ddp.step(problem, state, _CURVATURES, tolerance, self.max_iterations)
+
+    def differentiable_step(self, problem, x0, state):
+        tolerance = default_tolerance(self.tolerance, x0.dtype)
+        return box_ddp.differentiable_step(
+            problem, state, _CURVATURES, tolerance, self.max_iterations
+        )
+
+    def finish(self, problem, x0, state) -> tuple[Point, Outcome]:
+        return box_ddp.finish(state)

@@ -1,0 +1,84 @@
+"""Backtracking along an improved policy, over the true dynamics and cost."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._control_problem import StageProblem
+from .._kernel.box_sweep import Policy
+from .._optimality import stage_costs
+from .._trajectory import stages
+
+_SUFFICIENT_DECREASE = 1e-4  # Nocedal and Wright, section 3.1
+_SHRINK = 0.5
+_SMALLEST_STEP = 2.0**-10
+
+
+class Trial(eqx.Module):
+    """A candidate trajectory. `magnitude` is the sum of absolute stage costs, by whose rounding
+    differences of `cost` are blurred; a roll-out that is not finite has infinite cost."""
+
+    states: Float[Array, "T+1 n"]
+    controls: Float[Array, "T m"]
+    cost: Float[Array, ""]
+    magnitude: Float[Array, ""]
+
+
+def evaluate(problem: StageProblem, states: Array, controls: Array) -> Trial:
+    """Cost a trajectory."""
+    costs = stage_costs(problem, states, controls)
+    total = jnp.sum(costs)
+    finite = jnp.isfinite(total) & jnp.all(jnp.isfinite(states))
+    return Trial(states, controls, jnp.where(finite, total, jnp.inf), jnp.sum(jnp.abs(costs)))
+
+
+def follow(
+    problem: StageProblem, states: Array, controls: Array, policy: Policy, step: Array
+) -> Trial:
+    """Roll out `clip(u + step k + K (x_new - x))` through the true dynamics."""
+
+    def advance(x, inputs):
+        x_old, u_old, K, k, lower, upper, t = inputs
+        u = jnp.clip(u_old + step * k + K @ (x - x_old), lower, upper)
+        x_next = problem.dynamics(x, u, t)
+        return x_next, (x_next, u)
+
+    inputs = (
+        states[:-1],
+        controls,
+        policy.K,
+        policy.k,
+        problem.lower,
+        problem.upper,
+        stages(problem.horizon),
+    )
+    _, (following, new_controls) = jax.lax.scan(advance, states[0], inputs)
+    return evaluate(problem, jnp.concatenate([states[:1], following]), new_controls)
+
+
+class Search(eqx.Module):
+    """Outcome of a line search: the last trial, its step, and whether it was good enough."""
+
+    trial: Trial
+    step: Float[Array, ""]
+    sufficient: Bool[Array, ""]
+
+
+def backtrack(problem: StageProblem, current: Trial, policy: Policy, full_only: Array) -> Search:
+    """The full step first, then half as long each time, until the cost falls enough.
+
+    `full_only` takes the full step without asking the cost, for where it cannot tell.
+    """
+
+    def attempt(step):
+        trial = follow(problem, current.states, current.controls, policy, step)
+        expected = step * policy.linear + 0.5 * step**2 * policy.quadratic
+        enough = current.cost - trial.cost >= -_SUFFICIENT_DECREASE * expected
+        return Search(trial, step, jnp.isfinite(trial.cost) & (enough | full_only))
+
+    return jax.lax.while_loop(
+        lambda search: ~search.sufficient & (search.step > _SMALLEST_STEP) & ~full_only,
+        lambda search: attempt(search.step * _SHRINK),
+        attempt(jnp.ones((), current.cost.dtype)),
+    )
