@@ -151,22 +151,24 @@ def stage_problem(
         _check_output("terminal_cost", (), terminal_cost, x0)
 
     # `filter_closure_convert` traces each callable once and hoists every array it uses into the
-    # returned pytree. Wrapping in a lambda makes it look also at functions without a closure,
-    # which may still reach arrays through global names.
-    cast = lambda value: jnp.asarray(value, dtype)
+    # returned pytree. The functions below have a closure, so it also looks at callables without
+    # one, which may still reach arrays through global names.
+    def stage_dynamics(x, u, k):
+        return jnp.asarray(dynamics(x, u, start + k), dtype)
+
+    def cost_of_stage(x, u, k):
+        return jnp.asarray(cost_at_stage(stage_cost, k)(x, u, start + k), dtype)
+
+    def cost_of_end(x):
+        return jnp.asarray(0.0 if terminal_cost is None else terminal_cost(x), dtype)
+
     example = jax.ShapeDtypeStruct
     x, u, k = example((n,), dtype), example((m,), dtype), example((), k0.dtype)
     return (
         StageProblem(
-            dynamics=eqx.filter_closure_convert(
-                lambda x, u, k: cast(dynamics(x, u, start + k)), x, u, k
-            ),
-            stage_cost=eqx.filter_closure_convert(
-                lambda x, u, k: cast(cost_at_stage(stage_cost, k)(x, u, start + k)), x, u, k
-            ),
-            terminal_cost=eqx.filter_closure_convert(
-                lambda x: cast(0.0 if terminal_cost is None else terminal_cost(x)), x
-            ),
+            dynamics=eqx.filter_closure_convert(stage_dynamics, x, u, k),
+            stage_cost=eqx.filter_closure_convert(cost_of_stage, x, u, k),
+            terminal_cost=eqx.filter_closure_convert(cost_of_end, x),
             lower=_stage_bounds("lower", problem, T, m, dtype),
             upper=_stage_bounds("upper", problem, T, m, dtype),
             horizon=T,

@@ -80,7 +80,7 @@ def linearise(problem: StageProblem, states: Array, controls: Array) -> Linearis
 
 
 def costates_of(linearisation: Linearisation, n: int) -> Float[Array, "T+1 n"]:
-    """Costates by one backward sweep: `lambda_T = dl_T/dx`, `lambda_t = l_x + f_x' lambda_{t+1}`."""
+    """Costates by one backward sweep of `lambda_t = l_x + f_x' lambda_{t+1}` from `dl_T/dx`."""
 
     def stage(costate, inputs):
         gradient, F = inputs

@@ -1,6 +1,9 @@
 """What a solve can end in, in words."""
 
+from typing import Any
+
 import equinox as eqx
+from jaxtyping import Array, Bool
 
 
 class RESULTS(eqx.Enumeration):
@@ -30,3 +33,13 @@ class RESULTS(eqx.Enumeration):
     invalid_input = (
         "The problem holds NaN, or a lower bound lies above its upper bound, so it has no solution."
     )
+
+
+def choose(predicate: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
+    """`if_true` where `predicate` holds, else `if_false`; both are entries of `RESULTS`."""
+    return RESULTS.where(predicate, if_true, if_false)
+
+
+def succeeded(result: Any) -> Bool[Array, ""]:
+    """Whether a result is a success: converged, or ran as many iterations as it was asked to."""
+    return (result == RESULTS.successful) | (result == RESULTS.fixed_iterations)

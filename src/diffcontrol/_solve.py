@@ -15,18 +15,13 @@ from ._control_problem import (
 )
 from ._expansion import exact_system
 from ._iterate import AbstractSolver, run_fixed, run_until_done
-from ._kernel.riccati import factor
+from ._kernel import riccati
 from ._optimality import control_gradient, linearise, stage_costs
-from ._result import RESULTS
+from ._result import RESULTS, choose, succeeded
 from ._solution import Solution
 from ._solver.ddp import DDP
 from ._tree import stop_gradient
-from ._undifferentiable import without_cotangent
-
-_STATS_REFUSE = (
-    "`solution.stats` has no derivative. Take what you need through jax.lax.stop_gradient, or "
-    "leave it out of the loss."
-)
+from ._undifferentiable import STATS_REFUSE, without_cotangent
 
 
 def solve(
@@ -95,10 +90,7 @@ def _solve(problem, x0, solver, controls, adjoint, throw, start) -> Solution:
     )
     solution = _describe(stages, solved)
     if throw:
-        good = (solution.result == RESULTS.successful) | (
-            solution.result == RESULTS.fixed_iterations
-        )
-        solution = solution.result.error_if(solution, ~good)
+        solution = solution.result.error_if(solution, ~succeeded(solution.result))
     return solution
 
 
@@ -110,9 +102,7 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
     linear = linearise(problem, x, u)
     gradient = sum(control_gradient(linear, point.costates, problem.state_size))
     result = solved.outcome.result
-    result = RESULTS.where(
-        (result == RESULTS.successful) & solved.indefinite, RESULTS.indefinite, result
-    )
+    result = choose((result == RESULTS.successful) & solved.indefinite, RESULTS.indefinite, result)
     stats = stop_gradient(solved.outcome.stats)
     anchor = jnp.sum(x) + jnp.sum(u)
     return Solution(
@@ -121,9 +111,9 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
         costates=point.costates,
         multipliers=jnp.where(held.held, -gradient, 0.0),
         cost=jnp.sum(stage_costs(problem, x, u)),
-        gains=factor(exact_system(problem, point, held)).K,
+        gains=riccati.gains(exact_system(problem, point, held), solved.factors),
         result=result,
-        stats=without_cotangent(stats, anchor, _STATS_REFUSE),
+        stats=without_cotangent(stats, anchor, STATS_REFUSE),
     )
 
 

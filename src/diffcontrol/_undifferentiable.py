@@ -11,6 +11,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, PyTree
 
+STATS_REFUSE = (
+    "`solution.stats` has no derivative. Take what you need through jax.lax.stop_gradient, or "
+    "leave it out of the loss."
+)
+
 
 def without_cotangent(tree: PyTree, anchor: Array, message: str) -> PyTree:
     """`tree` with zero tangents; raises `TypeError(message)` when reverse mode reaches it.

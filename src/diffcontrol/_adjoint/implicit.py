@@ -90,12 +90,13 @@ def point_tangent(
     d_x0: Array | None,
     system_of: SystemOf = exact_system,
     factors: Factorisation | None = None,
+    held: Clamped | None = None,
 ) -> Point:
     """The tangent of the solution `point` along tangents of problem and initial state.
 
-    Tangents of None are zero. `factors` may be given where the matrix is factorised already.
+    Tangents of None are zero. `factors` and `held` may be given where they are known already.
     """
-    held = held_controls(problem, point)
+    held = held_controls(problem, point) if held is None else held
     system = system_of(problem, point, held)
     if factors is None:
         factors = riccati.factor(stop_gradient(system))
@@ -126,3 +127,28 @@ def point_tangent(
         symmetric=True,
     )
     return Point(d.x, d.u, d.costate)
+
+
+def pullback(
+    problem: StageProblem, x0: Array, point: Point, held: Clamped, cotangent: Point
+) -> tuple[StageProblem, Array]:
+    """The exact derivative in reverse mode, taking `point` for the solution.
+
+    Returns cotangents of problem and initial state for a cotangent of the point. At a point that
+    is not a solution this is what `ImplicitAdjoint` gives there, right or not.
+    """
+    point, held = stop_gradient((point, held))
+    _, pull = eqx.filter_vjp(lambda problem, x0: _pinned(problem, x0, point, held), problem, x0)
+    return pull(cotangent)
+
+
+@eqx.filter_custom_jvp
+def _pinned(problem: StageProblem, x0: Array, point: Point, held: Clamped) -> Point:
+    return point
+
+
+@_pinned.def_jvp
+def _pinned_jvp(primals, tangents):
+    problem, x0, point, held = primals
+    d_problem, d_x0, *_ = tangents
+    return point, point_tangent(problem, x0, point, d_problem, d_x0, held=held)

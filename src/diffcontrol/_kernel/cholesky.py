@@ -21,7 +21,7 @@ def cholesky(A: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, 
     the factor is then meaningless, which the caller reads off the pivots.
     """
     m = A.shape[0]
-    tiny = 4 * m * jnp.finfo(A.dtype).eps
+    tiny = 4 * m * float(jnp.finfo(A.dtype).eps)
     if m > _LARGEST_UNROLLED:
         return _lapack_cholesky(A, tiny)
     scale = jnp.maximum(jnp.abs(jnp.diagonal(A)), jnp.finfo(A.dtype).tiny)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .riccati import System, Unknowns, multiply
@@ -9,8 +10,8 @@ from .riccati import System, Unknowns, multiply
 
 def matrix(system: System) -> Float[Array, "N N"]:
     """The KKT matrix, built column by column from `multiply`."""
-    flat, unflatten = jax.flatten_util.ravel_pytree(_zeros(system))
-    columns = jax.vmap(lambda e: jax.flatten_util.ravel_pytree(multiply(system, unflatten(e)))[0])(
+    flat, unflatten = ravel_pytree(_zeros(system))
+    columns = jax.vmap(lambda e: ravel_pytree(multiply(system, unflatten(e)))[0])(
         jnp.eye(flat.shape[0], dtype=flat.dtype)
     )
     return columns.T
@@ -18,7 +19,7 @@ def matrix(system: System) -> Float[Array, "N N"]:
 
 def solve_rows(system: System, rows: Unknowns) -> Unknowns:
     """Solve the system by LU factorisation; O((T (2n+m))^3)."""
-    flat, unflatten = jax.flatten_util.ravel_pytree(rows)
+    flat, unflatten = ravel_pytree(rows)
     return unflatten(jnp.linalg.solve(matrix(system), flat))
 
 

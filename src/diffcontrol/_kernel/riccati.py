@@ -109,6 +109,20 @@ def solve(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknown
     return Unknowns(x, u, jnp.einsum("tij,tj->ti", factors.V, x) + v)
 
 
+@eqx.filter_custom_jvp
+def gains(system: System, factors: Factorisation) -> Float[Array, "T m n"]:
+    """The gains of `factors`, with the derivative of factoring `system` again."""
+    return factors.K
+
+
+@gains.def_jvp
+def _gains_jvp(primals, tangents):
+    system, factors = primals
+    d_system, _ = tangents
+    _, d_K = eqx.filter_jvp(lambda system: factor(system).K, (system,), (d_system,))
+    return gains(system, factors), d_K
+
+
 def multiply(system: System, unknowns: Unknowns) -> Unknowns:
     """The matrix times a vector; rows and columns of held controls are those of the identity.
 

@@ -30,7 +30,7 @@ from .._optimality import (
     linearise,
     stationarity,
 )
-from .._result import RESULTS
+from .._result import RESULTS, choose
 from .._solution import Stats
 from .._trajectory import rollout
 from .._tree import all_finite, select, stop_gradient
@@ -81,9 +81,9 @@ def init(
     bad_input = invalid(problem, x0)
     finite = jnp.isfinite(trial.cost) & all_finite(expansion)
     converged = expansion.stationarity.relative <= tolerance
-    result = RESULTS.where(converged, RESULTS.successful, RESULTS.not_converged)
-    result = RESULTS.where(finite, result, RESULTS.non_finite)
-    result = RESULTS.where(bad_input, RESULTS.invalid_input, result)
+    result = choose(converged, RESULTS.successful, RESULTS.not_converged)
+    result = choose(finite, result, RESULTS.non_finite)
+    result = choose(bad_input, RESULTS.invalid_input, result)
     zero = jnp.zeros((), x0.dtype)
     return LoopState(
         trial=trial,
@@ -125,7 +125,10 @@ def improve(problem: StageProblem, state: LoopState, curvatures: tuple[float, ..
             state.regularisation,
         )
 
-    hessians = [e.H_cost if c == 0 else e.H_cost + c * e.H_dynamics for c in curvatures]
+    hessians = [
+        e.H_cost if c == 0 or e.H_dynamics is None else e.H_cost + c * e.H_dynamics
+        for c in curvatures
+    ]
     if len(hessians) == 1:
         return with_hessian(hessians[0])
     policies = jax.vmap(with_hessian)(jnp.stack(hessians))
@@ -198,8 +201,8 @@ def _judge(
     converged = expansion.stationarity.relative <= tolerance
     stalled = stalls >= _MOST_STALLS
     stuck = mu > LARGEST
-    result = RESULTS.where(stalled, RESULTS.precision_limit, RESULTS.not_converged)
-    result = RESULTS.where(converged, RESULTS.successful, result)
+    result = choose(stalled, RESULTS.precision_limit, RESULTS.not_converged)
+    result = choose(converged, RESULTS.successful, result)
     return LoopState(
         trial=trial,
         expansion=expansion,

@@ -1,0 +1,78 @@
+r"""The linear-quadratic problem.
+
+    minimise    sum_t 1/2 tau_t' C_t tau_t + c_t' tau_t  +  1/2 x_T' C_T x_T + c_T' x_T
+    subject to  x_0 given,  x_{t+1} = F_t tau_t + f_t,     tau = [x; u]
+
+(DiffMPC, eq. 2; the paper's problem of T steps is the one without terminal terms.)
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+
+class LinearQuadraticProblem(eqx.Module):
+    """Data of a linear-quadratic problem; a pytree whose arrays have gradients.
+
+    Attributes:
+        C: `(T, n+m, n+m)`; read through its symmetric part, and its gradient is symmetric.
+        c: `(T, n+m)`.
+        F: `(T, n, n+m)`, the dynamics `[A_t B_t]`.
+        f: `(T, n)`.
+        C_terminal: `(n, n)`, zero if not given.
+        c_terminal: `(n,)`, zero if not given.
+
+    Raises:
+        ValueError: naming the argument whose shape does not fit.
+    """
+
+    C: Float[Array, "T n+m n+m"]
+    c: Float[Array, "T n+m"]
+    F: Float[Array, "T n n+m"]
+    f: Float[Array, "T n"]
+    C_terminal: Float[Array, "n n"]
+    c_terminal: Float[Array, " n"]
+
+    def __init__(
+        self,
+        C: ArrayLike,
+        c: ArrayLike,
+        F: ArrayLike,
+        f: ArrayLike,
+        C_terminal: ArrayLike | None = None,
+        c_terminal: ArrayLike | None = None,
+    ):
+        C, c, F, f = (jnp.asarray(a) for a in (C, c, F, f))
+        if F.ndim != 3 or F.shape[0] == 0 or F.shape[2] <= F.shape[1]:
+            raise ValueError(
+                "LinearQuadraticProblem: `F` must have shape (T, n, n+m) with T, n, m at least 1, "
+                f"but has shape {F.shape}."
+            )
+        T, n, size = F.shape
+        dtype = jnp.result_type(C, c, F, f)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            dtype = jnp.result_type(float)
+        zero = jnp.zeros((), dtype)
+        C_terminal = jnp.broadcast_to(zero, (n, n)) if C_terminal is None else C_terminal
+        c_terminal = jnp.broadcast_to(zero, (n,)) if c_terminal is None else c_terminal
+
+        def checked(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
+            array = jnp.asarray(value)
+            if array.shape != shape:
+                raise ValueError(
+                    f"LinearQuadraticProblem: `{name}` must have shape {shape} to go with `F` of "
+                    f"shape {F.shape}, but has shape {array.shape}."
+                )
+            return array.astype(dtype)
+
+        self.C = checked("C", C, (T, size, size))
+        self.c = checked("c", c, (T, size))
+        self.F = checked("F", F, (T, n, size))
+        self.f = checked("f", f, (T, n))
+        self.C_terminal = checked("C_terminal", C_terminal, (n, n))
+        self.c_terminal = checked("c_terminal", c_terminal, (n,))
+
+    @property
+    def control_size(self) -> int:
+        """`m`."""
+        return self.F.shape[2] - self.F.shape[1]

@@ -1,0 +1,166 @@
+"""Receding-horizon control: solve, apply the first control, shift, repeat."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ._control_problem import ControlProblem, StageProblem, stage_problem
+from ._iterate import AbstractSolver
+from ._optimality import stage_costs
+from ._result import RESULTS, choose, succeeded
+from ._solution import Solution
+from ._solve import solve_from
+from ._solver.ddp import DDP
+from ._trajectory import rollout, stages
+from ._tree import stop_gradient
+
+
+class MPCMemory(eqx.Module):
+    """What a receding horizon remembers between two calls.
+
+    Attributes:
+        states, controls, gains, costates: the last solution shifted by one stage: what is
+            expected from now on. Shapes as in `Solution`.
+        time: absolute time of the next call, counted in calls from 0.
+        result: outcome of the last solve; `successful` before the first.
+        iterations: iterations of the last solve.
+    """
+
+    states: Float[Array, "T+1 n"]
+    controls: Float[Array, "T m"]
+    gains: Float[Array, "T m n"]
+    costates: Float[Array, "T+1 n"]
+    time: Int[Array, ""]
+    result: RESULTS
+    iterations: Int[Array, ""]
+
+
+class MPC(eqx.Module):
+    """Model predictive control as a policy.
+
+    `memory = mpc.init(x0)`, then `control, memory = mpc(x, memory)` at every step. The control is
+    differentiable with respect to `x` and every array of the problem; the memory is not (it is
+    only a guess, on which a converged solution does not depend).
+
+    Each solve starts from the last solution moved on by one stage, as it is or with its feedback
+    gains applied to the deviation of the state, whichever is cheaper.
+
+    Attributes:
+        problem: what is solved at each step. Its callables see the absolute time `memory.time + k`
+            at stage `k`; arrays with a leading time axis (bounds, goals) run from the current step
+            and are given anew through `problem=`.
+        solver: the solver; solves never raise, `memory.result` says how the last one went.
+        starts: further guesses, `(S, T, m)`, tried at every step for problems with several
+            minima; the cheapest solution wins. None for none.
+
+    Raises:
+        ValueError: when called, if `starts` does not have shape `(S, T, m)`.
+    """
+
+    problem: ControlProblem
+    solver: AbstractSolver = DDP()
+    starts: Float[Array, "S T m"] | None = None
+
+    def init(self, x0: ArrayLike) -> MPCMemory:
+        """The memory before the first call: zero controls, time 0."""
+        stages, x0 = stage_problem(self.problem, x0)
+        T, n, m = stages.horizon, stages.state_size, stages.control_size
+        controls = jnp.clip(jnp.zeros((T, m), x0.dtype), stages.lower, stages.upper)
+        return stop_gradient(
+            MPCMemory(
+                states=jnp.broadcast_to(x0, (T + 1, n)),
+                controls=controls,
+                gains=jnp.zeros((T, m, n), x0.dtype),
+                costates=jnp.zeros((T + 1, n), x0.dtype),
+                time=jnp.zeros((), jnp.int32),
+                result=choose(jnp.asarray(True), RESULTS.successful, RESULTS.successful),
+                iterations=jnp.zeros((), jnp.int32),
+            )
+        )
+
+    def __call__(
+        self, x: ArrayLike, memory: MPCMemory, problem: ControlProblem | None = None
+    ) -> tuple[Float[Array, " m"], MPCMemory]:
+        """The control for state `x`, and the memory for the next call.
+
+        Args:
+            x: current state, `(n,)`.
+            memory: from `init` or the last call.
+            problem: replaces the problem for this call: a new reference, new parameters. Horizon
+                and sizes must stay.
+        """
+        solution = self.plan(x, memory, problem)
+        return solution.controls[0], stop_gradient(_shift(solution, memory))
+
+    def plan(
+        self, x: ArrayLike, memory: MPCMemory, problem: ControlProblem | None = None
+    ) -> Solution:
+        """The whole solution of this step, whose first control `__call__` returns."""
+        problem = self.problem if problem is None else problem
+        x = jnp.asarray(x)
+        guess = self._guess(*stop_gradient((problem, x, memory)))
+        return solve_from(problem, x, memory.time, self.solver, guess)
+
+    def _guess(self, problem: ControlProblem, x: Array, memory: MPCMemory) -> Array:
+        """Controls to start from; which are chosen has no derivative."""
+        stage, x = stage_problem(problem, x, memory.time)
+        warm = _warm_start(stage, x, memory)
+        if self.starts is None:
+            return warm
+        shape = (stage.horizon, stage.control_size)
+        if self.starts.ndim != 3 or self.starts.shape[1:] != shape:
+            raise ValueError(
+                f"MPC: `starts` must have shape (S, T, m) with (T, m) = {shape}, but has shape "
+                f"{self.starts.shape}."
+            )
+        guesses = jnp.concatenate([warm[None], self.starts.astype(x.dtype)])
+        solutions = jax.vmap(lambda guess: solve_from(problem, x, memory.time, self.solver, guess))(
+            jax.lax.stop_gradient(guesses)
+        )
+        usable = jax.vmap(succeeded)(solutions.result)
+        cost = jnp.where(usable, solutions.cost, jnp.inf)
+        return stop_gradient(solutions.controls)[jnp.argmin(cost)]
+
+
+def _warm_start(problem: StageProblem, x: Array, memory: MPCMemory) -> Array:
+    """The cheaper of the shifted controls and the shifted policy, rolled out from `x`."""
+
+    def advance(x, inputs):
+        x_expected, u_expected, K, lower, upper, k = inputs
+        u = jnp.clip(u_expected + K @ (x - x_expected), lower, upper)
+        return problem.dynamics(x, u, k), u
+
+    _, corrected = jax.lax.scan(
+        advance,
+        x,
+        (
+            memory.states[:-1],
+            memory.controls,
+            memory.gains,
+            problem.lower,
+            problem.upper,
+            stages(problem.horizon),
+        ),
+    )
+
+    def cost(controls):
+        total = jnp.sum(stage_costs(problem, rollout(problem.dynamics, x, controls), controls))
+        return jnp.where(jnp.isfinite(total), total, jnp.inf)
+
+    kept = jnp.clip(memory.controls, problem.lower, problem.upper)
+    return jnp.where(cost(corrected) < cost(kept), corrected, kept)
+
+
+def _shift(solution: Solution, memory: MPCMemory) -> MPCMemory:
+    """Move everything one stage on; the last stage is kept twice."""
+    shift = lambda rows: jnp.concatenate([rows[1:], rows[-1:]])
+    return MPCMemory(
+        states=shift(solution.states),
+        controls=shift(solution.controls),
+        gains=shift(solution.gains),
+        costates=shift(solution.costates),
+        time=memory.time + 1,
+        result=solution.result,
+        iterations=solution.stats.iterations,
+    )

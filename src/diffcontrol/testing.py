@@ -1,0 +1,365 @@
+"""Checks for problems, solvers and adjoints, ours and other people's.
+
+`check_gradients` is the gradient doctor: it compares the derivative of a solution with central
+differences of re-solved problems, and believes the differences only where they have converged.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from ._adjoint.base import AbstractAdjoint
+from ._adjoint.implicit import ImplicitAdjoint
+from ._certificate import Certificate, certify
+from ._control_problem import ControlProblem
+from ._iterate import AbstractSolver
+from ._result import RESULTS
+from ._solve import solve
+from ._solver.ddp import DDP
+from .systems import cartpole, double_integrator, pendulum
+
+# Steps of the differences, relative to the size of what is perturbed (float64). Small ones suffer
+# from rounding, large ones from curvature; between them lies a plateau, if the derivative exists.
+_STEPS = np.array([1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7])
+_AGREES = 1e-5
+_CONVERGED = 1e-6
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One derivative, checked.
+
+    Attributes:
+        sample: which initial state.
+        name: the array, as `problem.dynamics.mass` or `x0`, with the index of its entry.
+        gradient: from the adjoint.
+        steps, differences: central differences, `(K,)` each; NaN where a solve did not converge.
+        difference: the most trustworthy of them.
+        uncertainty: its estimated relative error.
+        error: relative difference between `gradient` and `difference`.
+    """
+
+    sample: int
+    name: str
+    gradient: float
+    steps: np.ndarray
+    differences: np.ndarray
+    difference: float
+    uncertainty: float
+    error: float
+
+    @property
+    def decided(self) -> bool:
+        """Whether the differences converged, so that they can judge."""
+        return self.uncertainty <= _CONVERGED
+
+    @property
+    def agrees(self) -> bool:
+        """Whether adjoint and differences agree to 1e-5, or as closely as can be told."""
+        return self.error <= max(_AGREES, 3 * self.uncertainty)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of `check_gradients`. `str(report)` is the verdict in words."""
+
+    entries: list[Entry]
+    certificates: list[Certificate]
+    outcomes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Every solve succeeded, every difference converged, every derivative agrees."""
+        return (
+            not any(self.outcomes)
+            and bool(self.entries)
+            and all(entry.decided and entry.agrees for entry in self.entries)
+        )
+
+    def __str__(self) -> str:
+        lines = []
+        for sample, (outcome, certificate) in enumerate(
+            zip(self.outcomes, self.certificates, strict=True)
+        ):
+            mine = [entry for entry in self.entries if entry.sample == sample]
+            undecided = [entry for entry in mine if not entry.decided]
+            wrong = [entry for entry in mine if entry.decided and not entry.agrees]
+            lines.append(f"sample {sample}: {outcome or 'solved.'} {certificate}")
+            if wrong:
+                worst = max(wrong, key=lambda entry: entry.error)
+                lines.append(
+                    f"  WRONG: {len(wrong)} of {len(mine)} derivatives differ from converged "
+                    f"differences; worst {worst.name}: adjoint {worst.gradient:.8g}, differences "
+                    f"{worst.difference:.8g}."
+                )
+            if undecided:
+                worst = max(undecided, key=lambda entry: entry.uncertainty)
+                lines.append(
+                    f"  UNDECIDED: the differences of {len(undecided)} of {len(mine)} derivatives "
+                    f"do not converge (worst {worst.name}): the solution has a kink near by, or "
+                    "is not solved accurately enough; compare the certificate."
+                )
+            if not wrong and not undecided:
+                error = max((entry.error for entry in mine), default=0.0)
+                lines.append(
+                    f"  All {len(mine)} derivatives agree with differences "
+                    f"(largest relative error {error:.1e})."
+                )
+        lines.append("PASSED" if self.passed else "FAILED")
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw |difference - adjoint| against the step, one line a derivative."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+        colours = {"agrees": "#0072B2", "undecided": "#E69F00", "wrong": "#D55E00"}
+        seen = set()
+        for entry in self.entries:
+            verdict = "undecided" if not entry.decided else "agrees" if entry.agrees else "wrong"
+            scale = max(abs(entry.gradient), abs(entry.difference), 1e-30)
+            axes.loglog(
+                entry.steps,
+                np.abs(entry.differences - entry.gradient) / scale + 1e-17,
+                color=colours[verdict],
+                label=None if verdict in seen else verdict,
+                alpha=0.7,
+                linewidth=1,
+            )
+            seen.add(verdict)
+        axes.axhline(_AGREES, color="black", linewidth=0.8, linestyle="--")
+        axes.set_xlabel("relative step of the central difference [1]")
+        axes.set_ylabel("relative difference to the adjoint [1]")
+        axes.set_title("Gradient against central differences, one line a derivative")
+        if seen:
+            axes.legend(title="verdict")
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def check_gradients(
+    problem: ControlProblem,
+    x0: ArrayLike,
+    solver: AbstractSolver = DDP(tolerance=1e-11),
+    adjoint: AbstractAdjoint = ImplicitAdjoint(),
+    *,
+    entries_per_leaf: int = 6,
+    seed: int = 0,
+) -> Report:
+    """Compare the derivative of a solution with converged central differences.
+
+    The loss is a fixed random linear function of states and controls. Every array of the problem,
+    the initial state, and values that plain functions close over are perturbed, entry by entry.
+
+    Args:
+        problem: the problem.
+        x0: one initial state `(n,)`, or several `(N, n)`; each is judged on its own.
+        solver: give it a tight tolerance: differences see its error divided by their step.
+        adjoint: the adjoint under test.
+        entries_per_leaf: of larger arrays only so many entries, chosen at random, are perturbed.
+        seed: of the loss and of that choice.
+
+    Raises:
+        ValueError: if float64 is off; differences in float32 decide nothing.
+    """
+    if not jax.config.jax_enable_x64:
+        raise ValueError(
+            "check_gradients needs float64: call jax.config.update('jax_enable_x64', True) first."
+        )
+    starts = jnp.atleast_2d(jnp.asarray(x0, float))
+    problem = jax.tree.map(_to_float64, _with_closures_open(problem, starts[0]))
+    directions, names = _directions(problem, starts.shape[1], entries_per_leaf, seed)
+    evaluate = _Evaluation(problem, solver, adjoint, seed)
+    entries, certificates, outcomes = [], [], []
+    for sample, start in enumerate(starts):
+        gradient, solution = evaluate.gradients(start, directions)
+        certificates.append(jax.tree.map(np.asarray, certify(problem, start, solution)))
+        outcomes.append(RESULTS[solution.result])
+        differences = evaluate.differences(start, directions, solution.controls)
+        scale = np.max(np.abs(gradient)) * 1e-9 + 1e-12
+        for name, g, values in zip(names, gradient, differences, strict=True):
+            entries.append(_entry(sample, name, float(g), values, scale))
+    return Report(entries, certificates, outcomes)
+
+
+def check_solver(solver: AbstractSolver, starts: int = 8) -> None:
+    """Raise `AssertionError` if a solver calls something solved that is not.
+
+    Solves the library's small systems from several starts; every success must be stationary,
+    feasible and a minimum by the certificate, and most starts must succeed.
+    """
+    for name, problem, system in _table():
+        keys = jax.random.split(jax.random.key(0), starts)
+        x0s = jax.vmap(system.start)(keys)
+        solutions = jax.vmap(lambda x0, p=problem: solve(p, x0, solver, throw=False))(x0s)
+        c = jax.vmap(lambda x0, s, p=problem: certify(p, x0, s))(x0s, solutions)
+        good = np.asarray(jax.vmap(lambda r: r == RESULTS.successful)(solutions.result))
+        limit = 1e-3 if solutions.states.dtype == jnp.float32 else 1e-6
+        assert good.mean() >= 0.75, f"{name}: only {good.sum()} of {starts} starts are solved"
+        for measure in ("stationarity", "dynamics_gap", "bound_violation"):
+            worst = np.max(np.asarray(getattr(c, measure))[good])
+            assert worst <= limit, f"{name}: solved samples have {measure} up to {worst:.1e}"
+        curvature = np.min(np.asarray(c.smallest_curvature)[good])
+        assert curvature > 0, f"{name}: a solved sample is no minimum (curvature {curvature:.1e})"
+
+
+def check_adjoint(adjoint: AbstractAdjoint) -> None:
+    """Raise `AssertionError` if an adjoint disagrees with converged differences on our systems."""
+    for name, problem, system in _table():
+        report = check_gradients(problem, system.start(jax.random.key(1)), adjoint=adjoint)
+        wrong = [entry.name for entry in report.entries if entry.decided and not entry.agrees]
+        assert not wrong, f"{name}: wrong derivatives of {', '.join(wrong)}"
+
+
+def _table():
+    return [
+        ("pendulum", pendulum.problem(horizon=10), pendulum),
+        ("cartpole", cartpole.problem(horizon=10), cartpole),
+        ("double integrator", double_integrator.problem(horizon=10), double_integrator),
+    ]
+
+
+class _Evaluation:
+    """Compiled once, used for every sample."""
+
+    def __init__(self, problem, solver, adjoint, seed):
+        arrays, rest = eqx.partition(problem, eqx.is_inexact_array)
+        rng = np.random.default_rng(seed)
+        weights = jnp.asarray(rng.standard_normal(problem.horizon + 1))
+
+        def run(parameters, guess=None):
+            arrays, x0 = parameters
+            solution = solve(
+                eqx.combine(arrays, rest), x0, solver, guess=guess, adjoint=adjoint, throw=False
+            )
+            return _random_loss(solution, weights), solution
+
+        def gradients(x0, directions):
+            gradient, solution = jax.grad(run, has_aux=True)((arrays, x0))
+            along = lambda d: sum(
+                jnp.vdot(a, b)
+                for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(d), strict=True)
+            )
+            return jax.vmap(along)(directions), solution
+
+        def difference(x0, direction, step, guess):
+            move = lambda sign: jax.tree.map(
+                lambda leaf, d: leaf + sign * step * d, (arrays, x0), direction
+            )
+            above, high = run(move(1.0), guess)
+            below, low = run(move(-1.0), guess)
+            solved = (high.stats.stationarity < 1e-9) & (low.stats.stationarity < 1e-9)
+            return jnp.where(solved, (above - below) / (2 * step), jnp.nan)
+
+        over_steps = jax.vmap(difference, in_axes=(None, None, 0, None))
+        over_directions = jax.vmap(over_steps, in_axes=(None, 0, None, None))
+        self.gradients = jax.jit(gradients)
+        self._differences = jax.jit(over_directions)
+
+    def differences(self, x0, directions, guess) -> np.ndarray:
+        return np.asarray(self._differences(x0, directions, jnp.asarray(_STEPS), guess))
+
+
+def _random_loss(solution, weights: Array) -> Array:
+    """A linear function of states and controls with fixed weights that no symmetry cancels."""
+    n, m = solution.states.shape[1], solution.controls.shape[1]
+    of_states = jnp.sin(1.0 + jnp.arange(n)) * weights[:, None]
+    of_controls = jnp.cos(1.0 + jnp.arange(m)) * weights[:-1, None]
+    return jnp.sum(of_states * solution.states) + jnp.sum(of_controls * solution.controls)
+
+
+def _entry(sample: int, name: str, gradient: float, values: np.ndarray, floor: float) -> Entry:
+    """Pick the difference on the plateau: where neighbours agree best."""
+    change = np.abs(np.diff(values))
+    if np.all(np.isnan(change)):
+        return Entry(sample, name, gradient, _STEPS, values, np.nan, np.inf, np.inf)
+    k = int(np.nanargmin(change))
+    difference = float(values[k + 1])
+    scale = max(abs(difference), abs(gradient), floor)
+    error = abs(gradient - difference) / scale
+    return Entry(
+        sample, name, gradient, _STEPS, values, difference, float(change[k]) / scale, error
+    )
+
+
+def _directions(problem, n: int, entries_per_leaf: int, seed: int):
+    """Unit perturbations, scaled by the size of the entry, stacked along a leading axis."""
+    arrays = (eqx.filter(problem, eqx.is_inexact_array), jnp.ones(n))
+    paths, structure = jax.tree_util.tree_flatten_with_path(arrays)
+    rng = np.random.default_rng(seed)
+    blank = [np.zeros(leaf.shape) for _, leaf in paths]
+    partners = _equal_bounds(problem, paths)
+    rows, names = [], []
+    for i, (path, leaf) in enumerate(paths):
+        values = np.asarray(leaf)
+        usable = np.isfinite(values).ravel() & ~partners.get(i, (None, np.False_))[1].ravel()
+        chosen = rng.permutation(np.flatnonzero(usable))[:entries_per_leaf]
+        for entry in np.sort(chosen):
+            size = max(abs(values.flat[entry]), 0.1)
+            moved = [i]
+            partner = partners.get(i, (None, None))[0]
+            if partner is not None and _value_at(paths, partner, entry) == values.flat[entry]:
+                moved.append(partner)
+            row = [leaf.copy() if j in moved else leaf for j, leaf in enumerate(blank)]
+            for j in moved:
+                row[j].flat[entry] = size
+            rows.append(jax.tree.unflatten(structure, row))
+            prefix = "x0" if path[0] == jax.tree_util.SequenceKey(1) else "problem"
+            where = [int(k) for k in np.unravel_index(entry, values.shape)] if values.ndim else ""
+            names.append(f"{prefix}{jax.tree_util.keystr(path[1:])}{where}")
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows), names
+
+
+def _value_at(paths, i: int, entry: int) -> float:
+    return float(np.asarray(paths[i][1]).flat[entry])
+
+
+def _equal_bounds(problem: ControlProblem, paths) -> dict[int, tuple[int | None, np.ndarray]]:
+    """Which bounds must move together.
+
+    A control whose bounds are equal is a parameter: only the derivative along equal changes of
+    both sides is defined. The lower side then takes the upper one along, and the upper side is
+    not moved alone. Maps a leaf's number to its partner's, and to the entries to leave out.
+    """
+    bounds = problem.control_bounds
+    if bounds is None or bounds.lower.shape != bounds.upper.shape:
+        return {}
+    names = [jax.tree_util.keystr(path) for path, _ in paths]
+    lower = next(i for i, name in enumerate(names) if name.endswith(".control_bounds.lower"))
+    equal = np.asarray(bounds.lower == bounds.upper)
+    return {lower: (lower + 1, np.zeros_like(equal)), lower + 1: (None, equal)}
+
+
+def _with_closures_open(problem: ControlProblem, x0: Array) -> ControlProblem:
+    """Make values that plain functions close over into arrays of the problem."""
+    u, t = jnp.zeros(problem.control_size, x0.dtype), jnp.zeros((), int)
+
+    def opened(function, *args):
+        has_arrays = any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(function))
+        if function is None or has_arrays:
+            return function
+        return eqx.filter_closure_convert(lambda *args: function(*args), *args)
+
+    return ControlProblem(
+        dynamics=opened(problem.dynamics, x0, u, t),
+        stage_cost=opened(problem.stage_cost, x0, u, t),
+        terminal_cost=opened(problem.terminal_cost, x0),
+        horizon=problem.horizon,
+        control_size=problem.control_size,
+        control_bounds=problem.control_bounds,
+    )
+
+
+def _to_float64(leaf):
+    return leaf.astype(float) if eqx.is_inexact_array(leaf) else leaf
+
+
+__all__ = ["Entry", "Report", "check_adjoint", "check_gradients", "check_solver"]
