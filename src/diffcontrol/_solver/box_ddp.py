@@ -1,8 +1,9 @@
 r"""The loop that `ILQR` and `DDP` share: differential dynamic programming with control bounds.
 
-Each iteration expands cost and dynamics about the current trajectory, sweeps backwards for an
-improved policy (`_kernel/box_sweep.py`), follows it through the true dynamics with a line search,
-and keeps the result only if it is better. Where the predicted decrease is below what the cost can
+Each iteration follows a policy through the true dynamics with a line search, expands cost and
+dynamics about where it leads, keeps the result only if it is better, and sweeps backwards for the
+next policy (`_kernel/box_sweep.py`). The first policy is the guess of the controls, so every part
+is written, and compiled, once. Where the predicted decrease is below what the cost can
 resolve in floating point, "better" is judged by the stationarity instead; a stall there is the
 limit of the precision and said to be so.
 
@@ -32,9 +33,8 @@ from .._optimality import (
 )
 from .._result import RESULTS, choose
 from .._solution import Stats
-from .._trajectory import rollout
 from .._tree import all_finite, select, stop_gradient
-from .line_search import Search, Trial, backtrack, evaluate, follow
+from .line_search import Search, Trial, backtrack, follow
 from .regularisation import LARGEST, adapt
 
 # Differences of cost below this many roundings of its terms say nothing.
@@ -55,10 +55,14 @@ class Expansion(eqx.Module):
 
 
 class LoopState(eqx.Module):
-    """The state between iterations; its trajectory is always an exact roll-out."""
+    """The state between iterations; its trajectory is an exact roll-out once one was accepted.
+
+    `iterations` counts sweeps that were followed: -1 before the guess itself has been rolled out.
+    """
 
     trial: Trial
     expansion: Expansion
+    policy: Policy
     regularisation: Float[Array, ""]
     step_size: Float[Array, ""]
     iterations: Int[Array, ""]
@@ -67,152 +71,146 @@ class LoopState(eqx.Module):
     running: Bool[Array, ""]
 
 
-def init(
-    problem: StageProblem,
-    x0: Array,
-    controls: Array,
-    tolerance: float,
-    curvatures: tuple[float, ...],
-) -> LoopState:
-    """Roll out the guess, clipped to the bounds."""
-    controls = jnp.clip(controls, problem.lower, problem.upper)
-    trial = evaluate(problem, rollout(problem.dynamics, x0, controls), controls)
-    expansion = expand(problem, trial, curvatures)
-    bad_input = invalid(problem, x0)
-    finite = jnp.isfinite(trial.cost) & all_finite(expansion)
-    converged = expansion.stationarity.relative <= tolerance
-    result = choose(converged, RESULTS.successful, RESULTS.not_converged)
-    result = choose(finite, result, RESULTS.non_finite)
-    result = choose(bad_input, RESULTS.invalid_input, result)
-    zero = jnp.zeros((), x0.dtype)
-    return LoopState(
-        trial=trial,
-        expansion=expansion,
-        regularisation=zero,
-        step_size=zero,
-        iterations=jnp.zeros((), jnp.int32),
-        stalls=jnp.zeros((), jnp.int32),
-        result=result,
-        running=finite & ~converged & ~bad_input,
-    )
+class BoxDDPStep(eqx.Module):
+    """The settings of the loop.
 
+    Attributes:
+        curvatures: weights of the dynamics' curvature, tried in this order.
+        tolerance: on the relative stationarity.
+        max_iterations: after which to stop.
+    """
 
-def expand(problem: StageProblem, trial: Trial, curvatures: tuple[float, ...]) -> Expansion:
-    """Derivatives, costates and stationarity at a trajectory."""
-    x, u = trial.states, trial.controls
-    linear = linearise(problem, x, u)
-    costates = costates_of(linear, problem.state_size)
-    H_cost, H_N = cost_hessians(problem, x, u)
-    needs_dynamics = any(curvature != 0 for curvature in curvatures)
-    H_dynamics = dynamics_hessians(problem, x, u, costates) if needs_dynamics else None
-    parts = control_gradient(linear, costates, problem.state_size)
-    return Expansion(linear, costates, H_cost, H_N, H_dynamics, stationarity(problem, u, *parts))
+    curvatures: tuple[float, ...] = eqx.field(static=True)
+    tolerance: float = eqx.field(static=True)
+    max_iterations: int = eqx.field(static=True)
 
-
-def improve(problem: StageProblem, state: LoopState, curvatures: tuple[float, ...]) -> Policy:
-    """Sweep with each curvature; the first that is positive definite, else the last."""
-    e, u = state.expansion, state.trial.controls
-
-    def with_hessian(H):
-        return sweep(
-            H,
-            e.H_N,
-            e.linear.F,
-            e.linear.cost_gradient,
-            e.linear.terminal_gradient,
-            problem.lower - u,
-            problem.upper - u,
-            state.regularisation,
+    def init(self, problem: StageProblem, x0: Array, controls: Array) -> LoopState:
+        """Make the guess, clipped to the bounds, the first policy to follow."""
+        T, n, m = problem.horizon, problem.state_size, problem.control_size
+        zero = jnp.zeros((), x0.dtype)
+        controls = jnp.clip(controls, problem.lower, problem.upper)
+        trial = Trial(jnp.broadcast_to(x0, (T + 1, n)), controls, zero + jnp.inf, zero)
+        shapes = eqx.filter_eval_shape(self.expand, problem, trial)
+        bad_input = invalid(problem, x0)
+        return LoopState(
+            trial=trial,
+            expansion=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+            policy=Policy(
+                K=jnp.zeros((T, m, n), x0.dtype),
+                k=jnp.zeros((T, m), x0.dtype),
+                linear=zero,
+                quadratic=zero,
+                positive=jnp.asarray(True),
+            ),
+            regularisation=zero,
+            step_size=zero,
+            iterations=jnp.full((), -1, jnp.int32),
+            stalls=jnp.zeros((), jnp.int32),
+            result=choose(bad_input, RESULTS.invalid_input, RESULTS.not_converged),
+            running=~bad_input,
         )
 
-    hessians = [
-        e.H_cost if c == 0 or e.H_dynamics is None else e.H_cost + c * e.H_dynamics
-        for c in curvatures
-    ]
-    if len(hessians) == 1:
-        return with_hessian(hessians[0])
-    policies = jax.vmap(with_hessian)(jnp.stack(hessians))
-    first = jnp.argmax(policies.positive)
-    return jax.tree.map(lambda leaf: leaf[first], policies)
+    def step(self, problem: StageProblem, state: LoopState) -> LoopState:
+        """One iteration."""
+        unresolved = self.unresolved(state)
+        search = backtrack(problem, state.trial, state.policy, unresolved)
+        state = self.judge(problem, state, search, unresolved)
+        policy = jax.lax.cond(
+            state.running, lambda: self.improve(problem, state), lambda: state.policy
+        )
+        return eqx.tree_at(lambda state: state.policy, state, policy)
 
+    def differentiable_step(self, problem: StageProblem, state: LoopState) -> LoopState:
+        """The same iteration with its choices (step size, curvature, clamping) held constant."""
+        unresolved = self.unresolved(state)
+        fixed_problem, fixed = stop_gradient((problem, state))
+        search = backtrack(fixed_problem, fixed.trial, fixed.policy, unresolved)
+        trial = follow(problem, state.trial, state.policy, search.step)
+        search = Search(trial, search.step, search.sufficient)
+        state = self.judge(problem, state, search, unresolved)
+        policy = self.improve(problem, state)
+        return eqx.tree_at(lambda state: state.policy, state, policy)
 
-def propose(
-    problem: StageProblem, state: LoopState, curvatures: tuple[float, ...]
-) -> tuple[Policy, Search, Bool[Array, ""]]:
-    """A policy, a line search along it, and whether the cost could resolve the step."""
-    policy = improve(problem, state, curvatures)
-    predicted = -(policy.linear + 0.5 * policy.quadratic)
-    eps = jnp.finfo(predicted.dtype).eps
-    unresolved = predicted <= _UNRESOLVED_ROUNDINGS * eps * state.trial.magnitude
-    return policy, backtrack(problem, state.trial, policy, unresolved), unresolved
+    def unresolved(self, state: LoopState) -> Bool[Array, ""]:
+        """Whether the predicted decrease is below what the cost resolves in floating point."""
+        predicted = -(state.policy.linear + 0.5 * state.policy.quadratic)
+        eps = jnp.finfo(predicted.dtype).eps
+        return predicted <= _UNRESOLVED_ROUNDINGS * eps * state.trial.magnitude
 
+    def judge(
+        self, problem: StageProblem, state: LoopState, search: Search, unresolved: Array
+    ) -> LoopState:
+        """Keep where the policy led if that is better, and decide whether to go on."""
+        first = state.iterations < 0
+        expansion = self.expand(problem, search.trial)
+        finite = jnp.isfinite(search.trial.cost) & all_finite(expansion)
+        usable = state.policy.positive & search.sufficient & finite
+        closer = expansion.stationarity.relative < state.expansion.stationarity.relative
+        accepted = usable & (first | ~unresolved | closer)
+        trial, expansion = select(
+            accepted, (search.trial, expansion), (state.trial, state.expansion)
+        )
 
-def step(
-    problem: StageProblem,
-    state: LoopState,
-    curvatures: tuple[float, ...],
-    tolerance: float,
-    most: int,
-) -> LoopState:
-    """One iteration."""
-    policy, search, unresolved = propose(problem, state, curvatures)
-    return _judge(problem, state, curvatures, tolerance, most, policy, search, unresolved)
+        mu = jnp.where(first, state.regularisation, adapt(state.regularisation, accepted))
+        stalls = jnp.where(accepted, 0, state.stalls + (unresolved & state.policy.positive))
+        iterations = state.iterations + 1
+        unusable = first & ~accepted
+        converged = ~unusable & (expansion.stationarity.relative <= self.tolerance)
+        stalled = stalls >= _MOST_STALLS
+        stuck = mu > LARGEST
+        result = choose(stalled, RESULTS.precision_limit, RESULTS.not_converged)
+        result = choose(converged, RESULTS.successful, result)
+        result = choose(unusable, RESULTS.non_finite, result)
+        return LoopState(
+            trial=trial,
+            expansion=expansion,
+            policy=state.policy,
+            regularisation=mu,
+            step_size=jnp.where(accepted & ~first, search.step, state.step_size),
+            iterations=iterations,
+            stalls=stalls,
+            result=result,
+            running=~(unusable | converged | stalled | stuck) & (iterations < self.max_iterations),
+        )
 
+    def expand(self, problem: StageProblem, trial: Trial) -> Expansion:
+        """Derivatives, costates and stationarity at a trajectory."""
+        x, u = trial.states, trial.controls
+        linear = linearise(problem, x, u)
+        costates = costates_of(linear, problem.state_size)
+        H_cost, H_N = cost_hessians(problem, x, u)
+        needs_dynamics = any(curvature != 0 for curvature in self.curvatures)
+        H_dynamics = dynamics_hessians(problem, x, u, costates) if needs_dynamics else None
+        parts = control_gradient(linear, costates, problem.state_size)
+        return Expansion(
+            linear, costates, H_cost, H_N, H_dynamics, stationarity(problem, u, *parts)
+        )
 
-def differentiable_step(
-    problem: StageProblem,
-    state: LoopState,
-    curvatures: tuple[float, ...],
-    tolerance: float,
-    most: int,
-) -> LoopState:
-    """The same iteration with its choices (which step, which curvature) held constant."""
-    policy = improve(problem, state, curvatures)
-    fixed_problem, fixed_state, fixed_policy = stop_gradient((problem, state, policy))
-    predicted = -(fixed_policy.linear + 0.5 * fixed_policy.quadratic)
-    eps = jnp.finfo(predicted.dtype).eps
-    unresolved = predicted <= _UNRESOLVED_ROUNDINGS * eps * fixed_state.trial.magnitude
-    search = backtrack(fixed_problem, fixed_state.trial, fixed_policy, unresolved)
-    trial = follow(problem, state.trial.states, state.trial.controls, policy, search.step)
-    search = Search(trial, search.step, search.sufficient)
-    return _judge(problem, state, curvatures, tolerance, most, policy, search, unresolved)
+    def improve(self, problem: StageProblem, state: LoopState) -> Policy:
+        """Sweep with each curvature; the first that is positive definite, else the last."""
+        e, u = state.expansion, state.trial.controls
 
+        def with_hessian(H):
+            return sweep(
+                H,
+                e.H_N,
+                e.linear.F,
+                e.linear.cost_gradient,
+                e.linear.terminal_gradient,
+                problem.lower - u,
+                problem.upper - u,
+                state.regularisation,
+            )
 
-def _judge(
-    problem: StageProblem,
-    state: LoopState,
-    curvatures: tuple[float, ...],
-    tolerance: float,
-    most: int,
-    policy: Policy,
-    search: Search,
-    unresolved: Array,
-) -> LoopState:
-    """Keep the candidate if it is better, and decide whether to go on."""
-    expansion = expand(problem, search.trial, curvatures)
-    usable = policy.positive & search.sufficient & all_finite(expansion)
-    closer = expansion.stationarity.relative < state.expansion.stationarity.relative
-    accepted = usable & (~unresolved | closer)
-    trial, expansion = select(accepted, (search.trial, expansion), (state.trial, state.expansion))
-
-    mu = adapt(state.regularisation, accepted)
-    stalls = jnp.where(accepted, 0, state.stalls + (unresolved & policy.positive))
-    iterations = state.iterations + 1
-    converged = expansion.stationarity.relative <= tolerance
-    stalled = stalls >= _MOST_STALLS
-    stuck = mu > LARGEST
-    result = choose(stalled, RESULTS.precision_limit, RESULTS.not_converged)
-    result = choose(converged, RESULTS.successful, result)
-    return LoopState(
-        trial=trial,
-        expansion=expansion,
-        regularisation=mu,
-        step_size=jnp.where(accepted, search.step, state.step_size),
-        iterations=iterations,
-        stalls=stalls,
-        result=result,
-        running=~(converged | stalled | stuck) & (iterations < most),
-    )
+        hessians = [
+            e.H_cost if c == 0 or e.H_dynamics is None else e.H_cost + c * e.H_dynamics
+            for c in self.curvatures
+        ]
+        if len(hessians) == 1:
+            return with_hessian(hessians[0])
+        policies = jax.vmap(with_hessian)(jnp.stack(hessians))
+        first = jnp.where(jnp.any(policies.positive), jnp.argmax(policies.positive), -1)
+        return jax.tree.map(lambda leaf: leaf[first], policies)
 
 
 def finish(state: LoopState) -> tuple[Point, Outcome]:
@@ -220,7 +218,7 @@ def finish(state: LoopState) -> tuple[Point, Outcome]:
     e = state.expansion
     point = Point(state.trial.states, state.trial.controls, e.costates)
     stats = Stats(
-        iterations=state.iterations,
+        iterations=jnp.maximum(state.iterations, 0),
         stationarity=e.stationarity.relative,
         stationarity_raw=e.stationarity.raw,
         step_size=state.step_size,

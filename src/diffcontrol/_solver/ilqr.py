@@ -40,18 +40,17 @@ class ILQR(AbstractSolver):
         check_settings("ILQR", self.tolerance, self.max_iterations)
 
     def init(self, problem: StageProblem, x0: Array, controls: Float[Array, "T m"]):
-        tolerance = default_tolerance(self.tolerance, x0.dtype)
-        return box_ddp.init(problem, x0, controls, tolerance, _CURVATURES)
+        return self._loop(x0).init(problem, x0, controls)
 
     def step(self, problem, x0, state):
-        tolerance = default_tolerance(self.tolerance, x0.dtype)
-        return box_ddp.step(problem, state, _CURVATURES, tolerance, self.max_iterations)
+        return self._loop(x0).step(problem, state)
 
     def differentiable_step(self, problem, x0, state):
-        tolerance = default_tolerance(self.tolerance, x0.dtype)
-        return box_ddp.differentiable_step(
-            problem, state, _CURVATURES, tolerance, self.max_iterations
-        )
+        return self._loop(x0).differentiable_step(problem, state)
 
     def finish(self, problem, x0, state) -> tuple[Point, Outcome]:
         return box_ddp.finish(state)
+
+    def _loop(self, x0: Array) -> box_ddp.BoxDDPStep:
+        tolerance = default_tolerance(self.tolerance, x0.dtype)
+        return box_ddp.BoxDDPStep(_CURVATURES, tolerance, self.max_iterations)

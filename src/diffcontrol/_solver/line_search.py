@@ -33,9 +33,7 @@ def evaluate(problem: StageProblem, states: Array, controls: Array) -> Trial:
     return Trial(states, controls, jnp.where(finite, total, jnp.inf), jnp.sum(jnp.abs(costs)))
 
 
-def follow(
-    problem: StageProblem, states: Array, controls: Array, policy: Policy, step: Array
-) -> Trial:
+def follow(problem: StageProblem, current: Trial, policy: Policy, step: Array) -> Trial:
     """Roll out `clip(u + step k + K (x_new - x))` through the true dynamics."""
 
     def advance(x, inputs):
@@ -44,9 +42,10 @@ def follow(
         x_next = problem.dynamics(x, u, t)
         return x_next, (x_next, u)
 
+    states = current.states
     inputs = (
         states[:-1],
-        controls,
+        current.controls,
         policy.K,
         policy.k,
         problem.lower,
@@ -71,14 +70,17 @@ def backtrack(problem: StageProblem, current: Trial, policy: Policy, full_only: 
     `full_only` takes the full step without asking the cost, for where it cannot tell.
     """
 
-    def attempt(step):
-        trial = follow(problem, current.states, current.controls, policy, step)
+    def attempt(search: Search) -> Search:
+        step = search.step * _SHRINK
+        trial = follow(problem, current, policy, step)
         expected = step * policy.linear + 0.5 * step**2 * policy.quadratic
         enough = current.cost - trial.cost >= -_SUFFICIENT_DECREASE * expected
         return Search(trial, step, jnp.isfinite(trial.cost) & (enough | full_only))
 
-    return jax.lax.while_loop(
-        lambda search: ~search.sufficient & (search.step > _SMALLEST_STEP) & ~full_only,
-        lambda search: attempt(search.step * _SHRINK),
-        attempt(jnp.ones((), current.cost.dtype)),
-    )
+    def unfinished(search: Search) -> Bool[Array, ""]:
+        more = (search.step > _SMALLEST_STEP) & ~full_only
+        return (search.step > 1) | (~search.sufficient & more)
+
+    # The loop starts one step before the full one, so that a step is written once.
+    before = Search(current, jnp.full((), 1 / _SHRINK, current.cost.dtype), jnp.asarray(False))
+    return jax.lax.while_loop(unfinished, attempt, before)
