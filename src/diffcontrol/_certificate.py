@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ._adjoint.implicit import pullback
+from ._captured import captured
 from ._control_problem import ControlProblem, StageProblem, check_concrete_values, stage_problem
 from ._expansion import exact_system
 from ._kernel import riccati
@@ -96,11 +97,12 @@ def certify(problem: ControlProblem, x0: ArrayLike, solution: Solution) -> Certi
         ValueError, TypeError: as `solve` does for arguments that do not fit together.
     """
     check_concrete_values("problem", problem)
-    return _certify(problem, jnp.asarray(x0), solution)
+    return _certify(problem, jnp.asarray(x0), solution, captured(problem))
 
 
 @eqx.filter_jit
-def _certify(problem: ControlProblem, x0: Array, solution: Solution) -> Certificate:
+def _certify(problem: ControlProblem, x0: Array, solution: Solution, seen) -> Certificate:
+    del seen  # as in `_solve`
     stages, x0 = stage_problem(problem, x0)
     stages, x0, solution = stop_gradient((stages, x0, solution))
     x, u = solution.states, solution.controls

@@ -11,15 +11,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 
-def euler(f: Callable, x: Array, u: Array, t: Array, dt: float | Array) -> Array:
+def euler(f: Callable, x: Array, u: Array, t: int | Array, dt: float | Array) -> Array:
     """Explicit Euler step, `x + dt f(x)`: first order, adds energy to oscillators."""
     return x + dt * f(x, u, t)
 
 
-def semi_implicit(f: Callable, x: Array, u: Array, t: Array, dt: float | Array) -> Array:
+def semi_implicit(f: Callable, x: Array, u: Array, t: int | Array, dt: float | Array) -> Array:
     """Semi-implicit Euler step for mechanical systems: first order, energy stays bounded.
 
     The state is `x = [q; v]`, positions before velocities, each half of it, and `f` returns
@@ -43,7 +43,7 @@ def semi_implicit(f: Callable, x: Array, u: Array, t: Array, dt: float | Array) 
     return jnp.concatenate([q, v])
 
 
-def rk4(f: Callable, x: Array, u: Array, t: Array, dt: float | Array) -> Array:
+def rk4(f: Callable, x: Array, u: Array, t: int | Array, dt: float | Array) -> Array:
     """The classical Runge-Kutta step: fourth order."""
     k1 = f(x, u, t)
     k2 = f(x + 0.5 * dt * k1, u, t)
@@ -58,7 +58,6 @@ class Discretised(eqx.Module):
     Attributes:
         f: the continuous dynamics; its arrays are parameters.
         method: the integration method.
-        dt: step [s].
     """
 
     f: Callable
@@ -70,12 +69,16 @@ class Discretised(eqx.Module):
 
     @property
     def dt(self) -> float | Array:
-        return self._variable_dt if self._fixed_dt is None else self._fixed_dt
+        """Step [s]."""
+        if self._fixed_dt is not None:
+            return self._fixed_dt
+        assert self._variable_dt is not None
+        return self._variable_dt
 
-    def __call__(self, x: Array, u: Array, t: Array) -> Array:
+    def __call__(self, x: Array, u: Array, t: int | Array) -> Array:
         return self.method(self._rate, x, u, t, self.dt)
 
-    def _rate(self, x: Array, u: Array, t: Array) -> Array:
+    def _rate(self, x: Array, u: Array, t: int | Array) -> Array:
         rate = jnp.asarray(self.f(x, u, t))
         # A scalar would broadcast silently.
         if rate.shape != x.shape:
@@ -86,7 +89,7 @@ class Discretised(eqx.Module):
         return rate
 
 
-def discretise(f: Callable, dt: float | Array, method: Callable = rk4) -> Discretised:
+def discretise(f: Callable, dt: ArrayLike, method: Callable = rk4) -> Discretised:
     """Dynamics that advance `dx/dt = f(x, u, t)` by one step of `dt`.
 
     Args:

@@ -6,8 +6,9 @@ equilibrium), with
 
     M = H + F'P F,   K = -M_uu^-1 M_ux,   W = [I; K],   P = W'M W,   A_cl = A + B K
 
-`P` is found by structured doubling (Chu, Fan, Lin and Wang 2004), whose error squares in every
-step, and differentiated through the equation: `K` is optimal, so its variation drops out and
+`P` is found by structured doubling (Chu, Fan, Lin and Wang 2004), which doubles the number of
+stages in every step, and differentiated through the equation: `K` is optimal, so its variation
+drops out and
 
     dP = A_cl' dP A_cl + W' (dH + dF'P F + F'P dF) W,
 
@@ -20,6 +21,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ._control_problem import ControlProblem, check_concrete_values, stage_problem
@@ -159,29 +161,37 @@ def _riccati(F: Float[Array, "n nm"], H: Float[Array, "nm nm"]) -> Float[Array, 
     """The stabilising solution `P`; not finite, or not a solution, where there is none."""
     n = F.shape[0]
     A, B, Q, S, R = F[:, :n], F[:, n:], H[:n, :n], H[n:, :n], H[n:, n:]
-    # The substitution u = v - R^-1 S x removes the cross term. G, P and A_k are then, for 2^k
-    # stages at once: what the controls can reach, what they cost, and how states move.
-    R_S, R_B = jnp.linalg.solve(R, S), jnp.linalg.solve(R, B.T)
-    start = (A - B @ R_S, B @ R_B, Q - S.T @ R_S)
     eye = jnp.eye(n, dtype=F.dtype)
+    # The substitution u = v - R^-1 S x removes the cross term. Then, for 2^k stages at once: how
+    # states move (A), what controls reach at unit cost (U U'), and what is paid (P). Keeping the
+    # root U, as B R^-1 B' = U U', is what makes cheap controls safe in single precision.
+    L = jnp.linalg.cholesky(R)
+    R_S = cho_solve((L, True), S)
+    U = _square_root(jnp.concatenate([solve_triangular(L, B.T, lower=True), 0.0 * eye]))
+    start = (A - B @ R_S, U, Q - S.T @ R_S)
 
     def double(carry):
-        k, (A, G, P), _ = carry
-        solved = jnp.linalg.solve(eye + G @ P, jnp.concatenate([A, G], axis=1))
-        step = A.T @ P @ solved[:, :n]
-        following = (A @ solved[:, :n], _symmetric(G + A @ solved[:, n:] @ A.T), P + step)
-        return k + 1, following, jnp.max(jnp.abs(step)) / jnp.max(jnp.abs(following[2]))
+        k, (A, U, P), _ = carry
+        # (I + U U'P)^-1 = I - U (I + U'P U)^-1 U'P
+        L = jnp.linalg.cholesky(eye + _symmetric(U.T @ P @ U))
+        X = solve_triangular(L, U.T @ P @ A, lower=True)
+        Y = solve_triangular(L, U.T @ A.T, lower=True)
+        step = _symmetric(A.T @ P @ A) - X.T @ X
+        following = (A @ A - Y.T @ X, _square_root(jnp.concatenate([U.T, Y])), P + step)
+        return k + 1, following, jnp.max(jnp.abs(step)) / jnp.max(jnp.abs(P + step))
 
     def unfinished(carry):
         k, _, change = carry
         # A comparison with NaN ends the loop.
         return (k < _DOUBLINGS) & (change > jnp.finfo(F.dtype).eps)
 
+    def newton(_, P):
+        W = jnp.concatenate([eye, _gain(H + F.T @ P @ F, n)])
+        return _lyapunov(F @ W, W.T @ H @ W)
+
     _, (_, _, P), _ = jax.lax.while_loop(unfinished, double, (0, start, jnp.inf))
-    # One step of Newton's method (Kleinman) takes away the rounding of R^-1 and of the doublings.
-    P = _symmetric(P)
-    W = jnp.concatenate([eye, _gain(H + F.T @ P @ F, n)])
-    return _lyapunov(F @ W, W.T @ H @ W)
+    # Newton's method (Kleinman 1968) takes away the rounding of R^-1 and of the doublings.
+    return jax.lax.fori_loop(0, 2, newton, P)
 
 
 @_riccati.defjvp
@@ -229,6 +239,11 @@ def _gain(M: Float[Array, "nm nm"], n: int) -> Float[Array, "m n"]:
 def _positive(A: Float[Array, "m m"]) -> Bool[Array, ""]:
     """Whether a symmetric matrix is positive definite, to rounding."""
     return jnp.all(cholesky(A)[1] > 0.0)
+
+
+def _square_root(rows: Float[Array, "k n"]) -> Float[Array, "n n"]:
+    """`U` with `U U' = rows' rows`."""
+    return jnp.linalg.qr(rows, mode="r").T
 
 
 def _symmetric(A: Array) -> Array:

@@ -103,10 +103,14 @@ def point_tangent(
     factors = stop_gradient(factors)
 
     d_x0 = jnp.zeros_like(x0) if d_x0 is None else d_x0
-    _, d_residual = eqx.filter_jvp(
+    residual, d_residual = eqx.filter_jvp(
         lambda problem, x0: optimality_residual(problem, x0, point),
         (problem, x0),
         (d_problem, d_x0),
+    )
+    # Parts of the residual that no perturbed array enters have the symbolic tangent None.
+    d_residual = jax.tree.map(
+        lambda part, d: jnp.zeros_like(part) if d is None else d, residual, d_residual
     )
     zeros = jnp.zeros_like(point.controls)
     d_lower = zeros if d_problem.lower is None else d_problem.lower
