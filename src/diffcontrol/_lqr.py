@@ -68,12 +68,7 @@ def _lqr(problem: LinearQuadraticProblem, x0: Array, throw: bool) -> Solution:
         u=-problem.c[:, n:],
         costate=-jnp.concatenate([x0[None], problem.f]),
     )
-    z = jax.lax.custom_linear_solve(
-        lambda unknowns: riccati.multiply(system, unknowns),
-        rows,
-        solve=lambda _, rows: riccati.solve_rows(system, factors, rows),
-        symmetric=True,
-    )
+    z = riccati.differentiable_solve(system, factors, rows)
     convex = jnp.all(factors.pivots > 0)
     result = choose(convex, RESULTS.successful, RESULTS.indefinite)
     result = choose(any_nan((problem, x0)), RESULTS.invalid_input, result)

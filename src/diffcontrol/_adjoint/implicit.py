@@ -124,12 +124,7 @@ def point_tangent(
         jnp.where(system.free, -(d_residual.controls + pushed.u), d_held),
         -(d_residual.costates + pushed.costate),
     )
-    d = jax.lax.custom_linear_solve(
-        lambda unknowns: riccati.multiply(system, unknowns),
-        rows,
-        solve=lambda _, rows: riccati.solve_rows(system, factors, rows),
-        symmetric=True,
-    )
+    d = riccati.differentiable_solve(system, factors, rows)
     return Point(d.x, d.u, d.costate)
 
 

@@ -18,6 +18,7 @@ pass, the adjoint, and every further right-hand side.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from .cholesky import cholesky, solve_factored, solve_lower
@@ -161,6 +162,27 @@ def solve_rows(system: System, factors: Factorisation, rows: Unknowns) -> Unknow
     """`multiply(system, .)` inverted: rows of held controls are their values."""
     solved = solve(system, factors, right_hand_side(rows))
     return Unknowns(solved.x, jnp.where(system.free, solved.u, rows.u), solved.costate)
+
+
+def differentiable_solve(system: System, factors: Factorisation, rows: Unknowns) -> Unknowns:
+    """`solve_rows` with derivatives of every order with respect to `system` and `rows`.
+
+    The derivative is that of a symmetric linear solve, which reuses `factors` in both modes: JAX
+    differentiates `multiply`, never the recursion. The unknowns travel as one vector, since the
+    transpose of JAX's linear solve wants every array of the right-hand side to be perturbed.
+    """
+    flat, unflatten = ravel_pytree(rows)
+
+    def in_flat(function):
+        return lambda flat: ravel_pytree(function(unflatten(flat)))[0]
+
+    solved = jax.lax.custom_linear_solve(
+        in_flat(lambda unknowns: multiply(system, unknowns)),
+        flat,
+        solve=lambda _, rows: in_flat(lambda rows: solve_rows(system, factors, rows))(rows),
+        symmetric=True,
+    )
+    return unflatten(solved)
 
 
 def restrict(A: Float[Array, "m m"], free: Bool[Array, " m"]) -> Float[Array, "m m"]:
