@@ -1,5 +1,6 @@
 """diffcontrol: optimal control problems, solved and differentiated exactly."""
 
+from . import systems as systems
 from ._adjoint.implicit import GaussNewtonAdjoint as GaussNewtonAdjoint
 from ._adjoint.implicit import ImplicitAdjoint as ImplicitAdjoint
 from ._adjoint.unrolled import UnrolledAdjoint as UnrolledAdjoint
@@ -11,6 +12,11 @@ from ._cost import GoalCost as GoalCost
 from ._cost import QuadraticCost as QuadraticCost
 from ._cost import log_barrier as log_barrier
 from ._cost import penalty as penalty
+from ._discretise import Discretised as Discretised
+from ._discretise import discretise as discretise
+from ._discretise import euler as euler
+from ._discretise import rk4 as rk4
+from ._discretise import semi_implicit as semi_implicit
 from ._linear_quadratic import LinearQuadraticProblem as LinearQuadraticProblem
 from ._lqr import lqr as lqr
 from ._mpc import MPC as MPC
@@ -24,6 +30,8 @@ from ._solution import Stats as Stats
 from ._solve import solve as solve
 from ._solver.ddp import DDP as DDP
 from ._solver.ilqr import ILQR as ILQR
+from ._terminal_value import TerminalValue as TerminalValue
+from ._terminal_value import terminal_value as terminal_value
 from ._trajectory import Trajectory as Trajectory
 
 __version__ = "0.1.0"

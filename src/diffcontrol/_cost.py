@@ -60,8 +60,8 @@ class QuadraticCost(AbstractStageCost):
         ValueError: if the shapes do not belong together.
     """
 
-    C: Float[Array, "*T n+m n+m"]
-    c: Float[Array, "*T n+m"]
+    C: Float[Array, "*T nm nm"]
+    c: Float[Array, "*T nm"]
 
     def __init__(self, C: ArrayLike, c: ArrayLike | None = None):
         self.C = _as_floats(C)
@@ -102,7 +102,7 @@ class GoalCost(AbstractStageCost):
         ValueError: if `weights` does not have more entries than the goal state.
     """
 
-    weights: Float[Array, " n+m"]
+    weights: Float[Array, " nm"]
     goal: Float[Array, "*T n"]
 
     def __init__(self, weights: ArrayLike, goal: ArrayLike):

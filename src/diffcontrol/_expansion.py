@@ -12,7 +12,7 @@ from ._trajectory import stages
 
 def cost_hessians(
     problem: StageProblem, states: Array, controls: Array
-) -> tuple[Float[Array, "T n+m n+m"], Float[Array, "n n"]]:
+) -> tuple[Float[Array, "T nm nm"], Float[Array, "n n"]]:
     """Hessians of the stage costs and of the terminal cost."""
     n = problem.state_size
 
@@ -28,7 +28,7 @@ def cost_hessians(
 
 def dynamics_hessians(
     problem: StageProblem, states: Array, controls: Array, costates: Array
-) -> Float[Array, "T n+m n+m"]:
+) -> Float[Array, "T nm nm"]:
     """Hessians of `lambda_{t+1}' f`: the curvature that the dynamics add to the Lagrangian."""
     n = problem.state_size
 

@@ -26,9 +26,9 @@ class LinearQuadraticProblem(eqx.Module):
         ValueError: naming the argument whose shape does not fit.
     """
 
-    C: Float[Array, "T n+m n+m"]
-    c: Float[Array, "T n+m"]
-    F: Float[Array, "T n n+m"]
+    C: Float[Array, "T nm nm"]
+    c: Float[Array, "T nm"]
+    F: Float[Array, "T n nm"]
     f: Float[Array, "T n"]
     C_terminal: Float[Array, "n n"]
     c_terminal: Float[Array, " n"]

@@ -27,10 +27,10 @@ class MPCMemory(eqx.Module):
         iterations: iterations of the last solve.
     """
 
-    states: Float[Array, "T+1 n"]
+    states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
     gains: Float[Array, "T m n"]
-    costates: Float[Array, "T+1 n"]
+    costates: Float[Array, "T1 n"]
     time: Int[Array, ""]
     result: RESULTS
     iterations: Int[Array, ""]

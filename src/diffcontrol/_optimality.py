@@ -26,12 +26,12 @@ class Point(eqx.Module):
         costates: `(T+1, n)`.
     """
 
-    states: Float[Array, "T+1 n"]
+    states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
-    costates: Float[Array, "T+1 n"]
+    costates: Float[Array, "T1 n"]
 
 
-def stage_costs(problem: StageProblem, states: Array, controls: Array) -> Float[Array, "T+1"]:
+def stage_costs(problem: StageProblem, states: Array, controls: Array) -> Float[Array, "T1"]:
     """Cost of every stage and, last, of the final state."""
     running = jax.vmap(problem.stage_cost)(states[:-1], controls, stages(problem.horizon))
     return jnp.append(running, problem.terminal_cost(states[-1]))
@@ -59,9 +59,9 @@ class Linearisation(eqx.Module):
         F: dynamics Jacobians `[f_x f_u]`, `(T, n, n+m)`.
     """
 
-    cost_gradient: Float[Array, "T n+m"]
+    cost_gradient: Float[Array, "T nm"]
     terminal_gradient: Float[Array, " n"]
-    F: Float[Array, "T n n+m"]
+    F: Float[Array, "T n nm"]
 
 
 def linearise(problem: StageProblem, states: Array, controls: Array) -> Linearisation:
@@ -79,7 +79,7 @@ def linearise(problem: StageProblem, states: Array, controls: Array) -> Linearis
     return Linearisation(gradients, jax.grad(problem.terminal_cost)(states[-1]), F)
 
 
-def costates_of(linearisation: Linearisation, n: int) -> Float[Array, "T+1 n"]:
+def costates_of(linearisation: Linearisation, n: int) -> Float[Array, "T1 n"]:
     """Costates by one backward sweep of `lambda_t = l_x + f_x' lambda_{t+1}` from `dl_T/dx`."""
 
     def stage(costate, inputs):

@@ -1,7 +1,7 @@
 """Closed loops: a policy driving a plant."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike
 from ._trajectory import Trajectory
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Anything with a memory that turns states into controls; `MPC` is one."""
 

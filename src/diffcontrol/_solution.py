@@ -45,9 +45,9 @@ class Solution(eqx.Module):
     refuse a cotangent in reverse mode.
     """
 
-    states: Float[Array, "T+1 n"]
+    states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
-    costates: Float[Array, "T+1 n"]
+    costates: Float[Array, "T1 n"]
     multipliers: Float[Array, "T m"]
     cost: Float[Array, ""]
     gains: Float[Array, "T m n"]

@@ -26,7 +26,7 @@ class Trajectory(eqx.Module):
         controls: shape `(T, m)`.
     """
 
-    states: Float[Array, "T+1 n"]
+    states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
 
 
@@ -37,7 +37,7 @@ def stages(horizon: int) -> Array:
 
 def rollout(
     dynamics: Callable, x0: Float[Array, " n"], controls: Float[Array, "T m"]
-) -> Float[Array, "T+1 n"]:
+) -> Float[Array, "T1 n"]:
     """States reached from `x0` under `controls`, shape `(T+1, n)`; `dynamics(x, u, t)`."""
 
     def advance(x, stage):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from .box_qp import solve_box_qp
 from .cholesky import solve_factored
+from .riccati import symmetric
 
 
 class Policy(eqx.Module):
@@ -32,10 +33,10 @@ class Policy(eqx.Module):
 
 
 def sweep(
-    H: Float[Array, "T n+m n+m"],
+    H: Float[Array, "T nm nm"],
     H_N: Float[Array, "n n"],
-    F: Float[Array, "T n n+m"],
-    g: Float[Array, "T n+m"],
+    F: Float[Array, "T n nm"],
+    g: Float[Array, "T nm"],
     g_N: Float[Array, " n"],
     lower: Float[Array, "T m"],
     upper: Float[Array, "T m"],
@@ -55,7 +56,9 @@ def sweep(
         k = step.k
         K = -solve_factored(step.L, jnp.where(step.free[:, None], Q_ux, 0.0))
         coupling = K.T @ (Q_ux + 0.5 * Q_uu @ K)
-        V = Q_xx + coupling + coupling.T
+        # The antisymmetric part of V is rounding, but the recursion would let it grow with the
+        # open-loop dynamics, which may be unstable; so it is dropped.
+        V = symmetric(Q_xx) + coupling + coupling.T
         v = q[:n] + Q_ux.T @ k + K.T @ (q[n:] + Q_uu @ k)
         return (V, v), (K, k, q[n:] @ k, k @ Q_uu @ k, jnp.all(step.pivots > 0))
 

@@ -27,26 +27,26 @@ from .cholesky import cholesky, solve_factored, solve_lower
 class System(eqx.Module):
     """The matrix: blocks of the stages and which controls are free."""
 
-    H: Float[Array, "T n+m n+m"]
+    H: Float[Array, "T nm nm"]
     H_N: Float[Array, "n n"]
-    F: Float[Array, "T n n+m"]
+    F: Float[Array, "T n nm"]
     free: Bool[Array, "T m"]
 
 
 class RightHandSide(eqx.Module):
     """Linear cost terms `g`, `g_N` and offsets `r`, whose first row is the initial state."""
 
-    g: Float[Array, "T n+m"]
+    g: Float[Array, "T nm"]
     g_N: Float[Array, " n"]
-    r: Float[Array, "T+1 n"]
+    r: Float[Array, "T1 n"]
 
 
 class Unknowns(eqx.Module):
     """States `(T+1, n)`, controls `(T, m)`, costates `(T+1, n)`."""
 
-    x: Float[Array, "T+1 n"]
+    x: Float[Array, "T1 n"]
     u: Float[Array, "T m"]
-    costate: Float[Array, "T+1 n"]
+    costate: Float[Array, "T1 n"]
 
 
 class Factorisation(eqx.Module):
@@ -58,7 +58,7 @@ class Factorisation(eqx.Module):
     """
 
     K: Float[Array, "T m n"]
-    V: Float[Array, "T+1 n n"]
+    V: Float[Array, "T1 n n"]
     L: Float[Array, "T m m"]
     pivots: Float[Array, "T m"]
 
@@ -75,11 +75,11 @@ def factor(system: System) -> Factorisation:
         # With Q_ff = L L' and Y = L^-1 Q_fx:  V = Q_xx - Y'Y is symmetric by construction.
         Y = solve_lower(L, Q_ux)
         K = -solve_factored(L, Q_ux)
-        V = _symmetric(Q[:n, :n]) - Y.T @ Y
+        V = symmetric(Q[:n, :n]) - Y.T @ Y
         return V, (K, V, L, pivots)
 
-    H_N = _symmetric(system.H_N)
-    inputs = (_symmetric(system.H), system.F, system.free)
+    H_N = symmetric(system.H_N)
+    inputs = (symmetric(system.H), system.F, system.free)
     _, (K, V, L, pivots) = jax.lax.scan(stage, H_N, inputs, reverse=True)
     return Factorisation(K, jnp.concatenate([V, H_N[None]]), L, pivots)
 
@@ -139,10 +139,10 @@ def multiply(system: System, unknowns: Unknowns) -> Unknowns:
 def full_product(system: System, unknowns: Unknowns, n: int) -> Unknowns:
     """The matrix times a vector with every control treated as free."""
     tau = jnp.concatenate([unknowns.x[:-1], unknowns.u], axis=1)
-    H_tau = jnp.einsum("tij,tj->ti", _symmetric(system.H), tau)
+    H_tau = jnp.einsum("tij,tj->ti", symmetric(system.H), tau)
     F_costate = jnp.einsum("tij,ti->tj", system.F, unknowns.costate[1:])
     rows = H_tau + F_costate
-    last = _symmetric(system.H_N) @ unknowns.x[-1]
+    last = symmetric(system.H_N) @ unknowns.x[-1]
     predicted = jnp.einsum("tij,tj->ti", system.F, tau)
     return Unknowns(
         jnp.concatenate([rows[:, :n], last[None]]) - unknowns.costate,
@@ -191,5 +191,6 @@ def restrict(A: Float[Array, "m m"], free: Bool[Array, " m"]) -> Float[Array, "m
     return jnp.where(both, A, jnp.eye(A.shape[0], dtype=A.dtype))
 
 
-def _symmetric(A: Array) -> Array:
+def symmetric(A: Array) -> Array:
+    """The symmetric part of the last two axes."""
     return 0.5 * (A + jnp.swapaxes(A, -1, -2))

@@ -47,10 +47,10 @@ class Expansion(eqx.Module):
     """Everything that a sweep and the convergence test need about a trajectory."""
 
     linear: Linearisation
-    costates: Float[Array, "T+1 n"]
-    H_cost: Float[Array, "T n+m n+m"]
+    costates: Float[Array, "T1 n"]
+    H_cost: Float[Array, "T nm nm"]
     H_N: Float[Array, "n n"]
-    H_dynamics: Float[Array, "T n+m n+m"] | None
+    H_dynamics: Float[Array, "T nm nm"] | None
     stationarity: Stationarity
 
 

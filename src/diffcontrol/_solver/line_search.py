@@ -19,7 +19,7 @@ class Trial(eqx.Module):
     """A candidate trajectory. `magnitude` is the sum of absolute stage costs, by whose rounding
     differences of `cost` are blurred; a roll-out that is not finite has infinite cost."""
 
-    states: Float[Array, "T+1 n"]
+    states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
     cost: Float[Array, ""]
     magnitude: Float[Array, ""]

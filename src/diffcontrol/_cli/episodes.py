@@ -1,0 +1,85 @@
+"""Closed loops of several episodes at once, in any plant."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import MPC
+from .._result import succeeded
+from .errors import UserError
+from .plants import Plant
+
+
+@dataclasses.dataclass(frozen=True)
+class Episodes:
+    """N episodes of L steps. One that ended early stays in its last state, with no reward.
+
+    Attributes:
+        states: `(N, L+1, n)`.
+        controls: `(N, L, m)`.
+        rewards: `(N, L)`.
+        lengths: `(N,)`: steps until the plant ended the episode, else L.
+        unsolved: `(N, L)`: where the solver did not meet its tolerance.
+    """
+
+    states: np.ndarray
+    controls: np.ndarray
+    rewards: np.ndarray
+    lengths: np.ndarray
+    unsolved: np.ndarray
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Sum of the rewards of each episode, `(N,)`."""
+        return self.rewards.sum(axis=1)
+
+
+def run_episodes(
+    controller: MPC,
+    plant: Plant,
+    seeds: Sequence[int],
+    steps: int,
+    progress: Callable[[int], None] = lambda step: None,
+) -> Episodes:
+    """Drive a plant with a controller, one episode for each seed, all stepped together.
+
+    Args:
+        controller: with the state and control sizes of the plant.
+        plant: what to drive.
+        seeds: of the starts.
+        steps: the number L of steps.
+        progress: told the number of steps done after each.
+
+    Raises:
+        UserError: if the controller does not fit the plant's states.
+    """
+    state = plant.reset(seeds)
+    states, controls, rewards, unsolved = [state], [], [], []
+    lengths = np.full(len(seeds), steps)
+    try:
+        memory = jax.vmap(controller.init)(jnp.asarray(state, dtype=float))
+    except (TypeError, ValueError) as problem:
+        raise UserError(
+            f"The controller does not fit the plant `{plant.name}`, whose states have "
+            f"{state.shape[1]} entries ({problem})"
+        ) from problem
+    for step in range(steps):
+        control, memory = _act(controller, jnp.asarray(state, dtype=float), memory)
+        state, reward, ended = plant.step(np.asarray(control))
+        lengths = np.where(ended & (lengths == steps), step + 1, lengths)
+        states.append(state)
+        controls.append(np.asarray(control))
+        rewards.append(reward)
+        unsolved.append(~np.asarray(succeeded(memory.result)))
+        progress(step + 1)
+    along = lambda rows: np.stack(rows, axis=1)
+    return Episodes(along(states), along(controls), along(rewards), lengths, along(unsolved))
+
+
+@eqx.filter_jit
+def _act(controller, states, memory):
+    return jax.vmap(lambda x, memory: controller(x, memory))(states, memory)

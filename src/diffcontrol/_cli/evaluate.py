@@ -1,0 +1,210 @@
+"""`diffcontrol evaluate`: a learned controller in closed loop, beside its expert."""
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from .. import MPC
+from ..systems.drawing import animate
+from . import pictures
+from .controller import build_controller, build_problem
+from .episodes import Episodes, run_episodes
+from .errors import UserError
+from .named import SYSTEMS, system_named
+from .plants import Plant, plant_named, usual_plant
+from .progress import progress
+from .run_folder import load_controller, load_description
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Drive a plant with the controller of a run folder, and with its expert where it is known.
+
+    Reports the returns of both from the same starts and how often controls are at their bounds,
+    and draws closed loops, returns and an animation.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder that `diffcontrol fit` wrote."""
+    plant: str | None = None
+    """pendulum, cartpole, double_integrator or gymnasium:ENVIRONMENT; by default the plant that
+    the demonstrations were recorded in."""
+    episodes: int = 20
+    """Number N of episodes."""
+    steps: int | None = None
+    """Number L of steps of each episode; by default as many as the plant allows, or 200."""
+    first_seed: int = 0
+    """The episodes start from the seeds first_seed, first_seed + 1, ..."""
+    out: Path | None = None
+    """Folder for what is written; by default `evaluation` in the run folder. Nothing is
+    overwritten."""
+    state_of: str | None = None
+    """module:function, observation -> state (n,), for Gymnasium environments other than
+    Pendulum-v1; numpy:asarray if the observation is the state."""
+    action_of: str | None = None
+    """module:function, control (m,) -> action; by default the control is the action."""
+
+
+def run(options: Options) -> None:
+    """Evaluate, write the numbers and pictures, and name them.
+
+    Raises:
+        UserError: for whatever the user can put right.
+    """
+    if options.episodes < 1 or (options.steps is not None and options.steps < 1):
+        raise UserError("--episodes and --steps must be at least 1.")
+    if not options.run.is_dir():
+        raise UserError(f"There is no run folder {options.run}; `diffcontrol fit` writes one.")
+    out = options.run / "evaluation" if options.out is None else options.out
+    if out.exists():
+        raise UserError(f"{out} exists and is not overwritten; remove it, or give another --out.")
+    description, learned = load_description(options.run), load_controller(options.run)
+    name = options.plant or description.get("plant")
+    if name is None and "system" in description:
+        name = usual_plant(description["system"])
+    if name is None:
+        raise UserError("It is not known which plant to drive; give --plant.")
+    controllers = {"learned": learned}
+    expert = expert_of(description)
+    if expert is not None:
+        controllers["expert"] = expert
+
+    plants = {who: plant_named(name, options.state_of, options.action_of) for who in controllers}
+    plant = plants["learned"]
+    steps = options.steps or plant.most_steps or 200
+    if plant.most_steps is not None and steps > plant.most_steps:
+        raise UserError(
+            f"An episode of {name} ends after {plant.most_steps} steps; give --steps "
+            f"{plant.most_steps} or fewer."
+        )
+    seeds = list(range(options.first_seed, options.first_seed + options.episodes))
+    episodes = _drive(controllers, plants, seeds, steps)
+
+    bounds = learned.problem.control_bounds
+    report: dict[str, Any] = {
+        "plant": name,
+        "model_lacks": plant.lacks,
+        "seeds": seeds,
+        "steps": steps,
+        **{who: _numbers(of, bounds) for who, of in episodes.items()},
+    }
+    if expert is not None:
+        best = report["expert"]["mean_return"]
+        report["difference_percent"] = 100 * (report["learned"]["mean_return"] - best) / abs(best)
+    out.mkdir(parents=True)
+    (out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    _say(report)
+    written = _draw(out, episodes, seeds, plant.time_step, bounds, description.get("system"))
+    print("pictures:", *written, sep="\n  ")
+
+
+def expert_of(description: dict[str, Any]) -> MPC | None:
+    """The expert that a description states, with its true parameters, or None if it does not."""
+
+    if not {"system", "parameters", "controller"} <= description.keys():
+        return None
+    dynamics = system_named(description["system"]).dynamics(**description["parameters"])
+    return build_controller(build_problem(description, dynamics), description)
+
+
+def _drive(
+    controllers: dict[str, MPC], plants: dict[str, Plant], seeds: list[int], steps: int
+) -> dict[str, Episodes]:
+    """Both controllers at once, each in its own thread, after compiling for one step."""
+
+    try:
+        for who, controller in controllers.items():
+            run_episodes(controller, plants[who], seeds, 1)
+
+        def drive(who: str) -> Episodes:
+            told = progress("driving", steps) if who == "learned" else (lambda step: None)
+            return run_episodes(controllers[who], plants[who], seeds, steps, told)
+
+        with ThreadPoolExecutor(len(controllers)) as pool:
+            return dict(zip(controllers, pool.map(drive, controllers), strict=True))
+    finally:
+        for plant in plants.values():
+            plant.close()
+
+
+def _numbers(episodes: Episodes, bounds) -> dict[str, Any]:
+    return {
+        "mean_return": float(episodes.returns.mean()),
+        "returns": [float(value) for value in episodes.returns],
+        "share_at_bound": share_at_bound(episodes.controls, bounds),
+        "share_of_unsolved_steps": float(episodes.unsolved.mean()),
+    }
+
+
+def share_at_bound(controls, bounds) -> float:
+    """The share of the controls `(N, L, m)` that lie at one of their bounds."""
+
+    if bounds is None:
+        return 0.0
+    # Bounds that differ between stages: the applied control is that of the first.
+    first = lambda side: np.asarray(side)[0] if np.ndim(side) == 2 else np.asarray(side)
+    lower, upper = first(bounds.lower), first(bounds.upper)
+    near = 1e-6 * np.where(np.isfinite(upper - lower), upper - lower, 1.0)
+    return float(((controls <= lower + near) | (controls >= upper - near)).mean())
+
+
+def _say(report: dict[str, Any]) -> None:
+    print(report["model_lacks"])
+    print(f"{report['plant']}, {len(report['seeds'])} episodes of {report['steps']} steps:")
+    for who in ("learned", "expert"):
+        if who in report:
+            of = report[who]
+            print(
+                f"  {who:<8} mean return {of['mean_return']:9.2f}, worst {min(of['returns']):9.2f},"
+                f" controls at a bound {100 * of['share_at_bound']:4.1f} %, steps not solved "
+                f"{100 * of['share_of_unsolved_steps']:.2f} %"
+            )
+    if "difference_percent" in report:
+        print(
+            "  the learned return differs from the expert's by "
+            f"{report['difference_percent']:+.2f} %"
+        )
+
+
+def _draw(out: Path, episodes, seeds, time_step, bounds, system: str | None) -> list[Path]:
+    """The pictures: the hardest, the middle and the easiest start, all returns, an animation."""
+
+    learned, expert = episodes["learned"], episodes.get("expert")
+    compared = learned if expert is None else expert
+    order = np.argsort(compared.returns, kind="stable")
+    chosen = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])})
+    n, m = learned.states.shape[-1], learned.controls.shape[-1]
+    known = SYSTEMS.get(system or "")
+    names = (
+        (known.states, known.controls)
+        if known is not None
+        else ([(f"state {i}", "1") for i in range(n)], [(f"control {i}", "1") for i in range(m)])
+    )
+    sides = None if bounds is None else (np.asarray(bounds.lower), np.asarray(bounds.upper))
+    written = [out / "closed_loop.png", out / "returns.png"]
+    pictures.closed_loop(
+        time_step,
+        None if expert is None else (expert.states[chosen], expert.controls[chosen]),
+        (learned.states[chosen], learned.controls[chosen]),
+        [seeds[i] for i in chosen],
+        names,
+        sides,
+        written[0],
+    )
+    pictures.returns(seeds, None if expert is None else expert.returns, learned.returns, written[1])
+    if known is not None and known.draw is not None and time_step is not None:
+        written.append(out / "closed_loop.gif")
+        hardest, steps = int(order[0]), min(learned.controls.shape[1], round(5.0 / time_step))
+        animate(
+            learned.states[hardest, : steps + 1],
+            learned.controls[hardest, :steps],
+            time_step,
+            known.draw,
+            written[-1],
+        )
+    return written

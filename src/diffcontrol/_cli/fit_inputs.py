@@ -1,0 +1,177 @@
+"""What a fit starts from: its data, the structure of its controller, and its settings."""
+
+import dataclasses
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .. import ControlProblem
+    from ..learning import Demonstrations
+
+_AT_LEAST_ONE = (
+    "epochs",
+    "windows",
+    "validation_windows",
+    "batch_size",
+    "steps",
+    "max_iterations",
+    "restart_every",
+)
+_POSITIVE = ("learning_rate", "clip", "checkpoint_every")
+
+
+def check_numbers(options: Any) -> None:
+    """Raise `UserError` for settings out of range."""
+    for name in _AT_LEAST_ONE:
+        if getattr(options, name) < 1:
+            raise UserError(f"{flag(name)} must be at least 1, got {getattr(options, name)}.")
+    for name in _POSITIVE:
+        if not getattr(options, name) > 0:
+            raise UserError(f"{flag(name)} must be positive, got {getattr(options, name)}.")
+    if not options.states_weight >= 0:
+        raise UserError(f"--states-weight must not be negative, got {options.states_weight}.")
+    if options.seed < 0:
+        raise UserError(f"--seed must not be negative, got {options.seed}.")
+
+
+def flag(name: str) -> str:
+    """The option of that name as one types it."""
+    return "--" + name.replace("_", "-")
+
+
+def data_path(system: str, data: Path | None) -> Path:
+    """The file of demonstrations.
+
+    Raises:
+        UserError: if none is given and none ships for this system.
+    """
+    if data is not None:
+        return data.resolve()
+    shipped = Path(__file__).parent.parent / "data" / f"{system}.npz"
+    if ":" in system or not shipped.is_file():
+        raise UserError(
+            f"No demonstrations of {system} come with the package; give a file, which `diffcontrol "
+            "record` writes."
+        )
+    return shipped
+
+
+def load(path: Path) -> "Demonstrations":
+    """Read demonstrations, with what is wrong as a `UserError`."""
+    from ..learning import Demonstrations
+
+    try:
+        return Demonstrations.load(path)
+    except ValueError as wrong:
+        raise UserError(str(wrong)) from None
+
+
+def describe(system: str, demonstrations: "Demonstrations") -> dict[str, Any]:
+    """The description that the run folder keeps: that of the data, and what is learned.
+
+    A file without the structure of its expert's controller gets the system's usual one. True
+    parameters are only kept where they are those of the same system.
+    """
+    from .named import system_named
+
+    said = dict(demonstrations.description)
+    if ":" in system:
+        for entry in ("system", "parameters", "controller"):
+            said.pop(entry, None)
+        return said | {"problem": system}
+    known = system_named(system)
+    said.pop("problem", None)
+    if said.get("system", system) != system:
+        raise UserError(
+            f"The demonstrations are of `{said['system']}`, not of `{system}`; give another file "
+            "or fit that system."
+        )
+    said.setdefault("controller", dict(known.controller))
+    return said | {"system": system}
+
+
+def learner(options: Any, description: dict[str, Any]) -> "ControlProblem":
+    """The problem as the learner believes it at the start.
+
+    Raises:
+        UserError: for unknown systems, and start values of parameters that there are not.
+    """
+    from .learner import START_WEIGHT, STARTS, read_starts, with_starts
+    from .run_folder import problem_like
+
+    problem = problem_like(description)
+    starts: dict[str, float] = {}
+    if "system" in description:
+        if options.learn != "cost":
+            starts |= STARTS.get(description["system"], {})
+        elif "parameters" in description:
+            dynamics = with_known(problem.dynamics, description["parameters"])
+            problem = eqx.tree_at(operator.attrgetter("dynamics"), problem, dynamics)
+        if options.learn != "dynamics":
+            starts |= {"weights": START_WEIGHT, "goal": 0.0}
+    return with_starts(problem, options.learn, starts | read_starts(options.start))
+
+
+def with_known(dynamics: Any, parameters: dict[str, float]) -> Any:
+    """Dynamics of one of our systems with these parameters."""
+    for name, value in parameters.items():
+        if hasattr(dynamics, name):
+            dynamics = eqx.tree_at(operator.attrgetter(name), dynamics, jnp.asarray(float(value)))
+    return dynamics
+
+
+def check_sizes(problem: "ControlProblem", demonstrations: "Demonstrations", path: Path) -> None:
+    """Raise `UserError` if the recorded states or controls do not fit the problem."""
+    from .._control_problem import stage_problem
+
+    m = demonstrations.controls.shape[-1]
+    if m != problem.control_size:
+        raise UserError(
+            f"{path}: `controls` has {m} entries a step but the problem takes "
+            f"{problem.control_size}; give demonstrations of the same system."
+        )
+    try:
+        stage_problem(problem, jnp.asarray(demonstrations.states[0, 0], dtype=float))
+    except (TypeError, ValueError, IndexError) as wrong:
+        raise UserError(
+            f"{path}: the problem cannot take `states` with {demonstrations.states.shape[-1]} "
+            f"entries ({str(wrong).splitlines()[0]})"
+        ) from None
+
+
+def settings_of(options: Any, config: dict[str, Any], free: Sequence[str]) -> Any:
+    """The settings that a fit was started with, for its continuation.
+
+    Options on the command line may be left out or repeated.
+
+    Raises:
+        UserError: for an option that differs from the fit's.
+    """
+    usual = {field.name: field.default for field in dataclasses.fields(options)}
+    stored = config.get("options")
+    if not isinstance(stored, dict):
+        raise UserError(f"{options.out}: config.json holds no options; start a new fit.")
+    changes: dict[str, Any] = {}
+    for name, value in stored.items():
+        if name in free or name not in usual:
+            continue
+        if isinstance(value, list):
+            value = tuple(value)
+        elif name == "data" and value is not None:
+            value = Path(value)
+        given = getattr(options, name)
+        given = given.resolve() if name == "data" and given is not None else given
+        if given not in (value, usual[name]):
+            raise UserError(
+                f"The fit in {options.out} was started with {flag(name)} {value}, not {given}; "
+                "leave the option out, or start a new fit in another --out."
+            )
+        changes[name] = value
+    return dataclasses.replace(options, **changes)

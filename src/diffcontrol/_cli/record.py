@@ -1,0 +1,200 @@
+"""`diffcontrol record`: an expert drives a plant, and what it did becomes demonstrations."""
+
+import dataclasses
+import importlib.metadata
+import platform
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import equinox as eqx
+import jax
+import numpy as np
+import tyro
+
+from .. import MPC
+from .._solve import solve_from
+from ..learning import Demonstrations, windows
+from .controller import build_controller, build_problem
+from .episodes import Episodes, run_episodes
+from .errors import UserError
+from .named import load_problem, system_named
+from .plants import modelled_by, plant_named
+from .progress import progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Drive a plant with an MPC expert and write demonstrations.
+
+    The expert of one of our systems knows the true parameters. A plant may do what the expert's
+    model lacks: gymnasium:Pendulum-v1 clips the speed at 8 rad/s and observes in single
+    precision, the model does neither. The file says so too.
+    """
+
+    plant: Annotated[str, tyro.conf.Positional]
+    """pendulum, cartpole, double_integrator, or gymnasium:ENVIRONMENT such as
+    gymnasium:Pendulum-v1."""
+    out: Path
+    """The .npz file to write. Nothing is overwritten."""
+    episodes: int = 30
+    """Number N of episodes."""
+    steps: int = 80
+    """Number L of steps of each episode."""
+    first_seed: int = 1000
+    """The episodes start from the seeds first_seed, first_seed + 1, ..."""
+    problem: str | None = None
+    """module:attribute of your own ControlProblem (or a function that returns it): the expert
+    solves it at every step. Needed for plants that none of our systems models."""
+    state_of: str | None = None
+    """module:function, observation -> state (n,), for Gymnasium environments other than
+    Pendulum-v1; numpy:asarray if the observation is the state."""
+    action_of: str | None = None
+    """module:function, control (m,) -> action; by default the control is the action."""
+
+
+def run(options: Options) -> None:
+    """Record, write the file and say what is in it.
+
+    Raises:
+        UserError: for whatever the user can put right.
+    """
+    _check_numbers(options)
+    _check_destination(options.out)
+    plant = plant_named(options.plant, options.state_of, options.action_of)
+    if plant.most_steps is not None and options.steps > plant.most_steps:
+        raise UserError(
+            f"An episode of {options.plant} ends after {plant.most_steps} steps; give --steps "
+            f"{plant.most_steps} or fewer."
+        )
+    controller, description = _expert(options)
+    print(plant.lacks)
+    seeds = list(range(options.first_seed, options.first_seed + options.episodes))
+    try:
+        episodes = run_episodes(
+            controller, plant, seeds, options.steps, progress("recording", options.steps)
+        )
+    finally:
+        plant.close()
+    if episodes.lengths.min() < options.steps:
+        first = int(np.argmin(episodes.lengths))
+        raise UserError(
+            f"The episode of seed {seeds[first]} ended after {episodes.lengths[first]} steps; "
+            f"give --steps {episodes.lengths.min()} or fewer."
+        )
+
+    solved, steady = ~episodes.unsolved.any(axis=1), steady_episodes(controller, episodes)
+    good = solved & steady
+    if not good.any():
+        raise UserError(
+            "Nothing was written: in every episode the expert's solver missed its tolerance or the "
+            "expert changed its mind; smooth or scale the problem, or give its plans more stages."
+        )
+    of = lambda which: [seed for seed, keep in zip(seeds, which, strict=True) if keep]
+    description |= {
+        "plant": options.plant,
+        "model_lacks": plant.lacks,
+        "command": command_of(options),
+        "seeds": of(good),
+        "left_out_unsolved": of(~solved),
+        "left_out_changed_its_mind": of(solved & ~steady),
+        "returns": [round(float(value), 4) for value in episodes.returns[good]],
+        "versions": versions(),
+    }
+    _check_destination(options.out)
+    Demonstrations(
+        episodes.states[good], episodes.controls[good], plant.time_step, description
+    ).save(options.out)
+    print(
+        f"{options.out}: {good.sum()} episodes of {options.steps} steps, mean return "
+        f"{episodes.returns[good].mean():.1f}, {options.out.stat().st_size / 1000:.0f} kB."
+    )
+    if not solved.all():
+        print(f"Left out, the expert's solver missed its tolerance: seeds {of(~solved)}.")
+    if not steady[solved].all():
+        print(
+            f"Left out, the expert changed its mind between two plans: seeds {of(solved & ~steady)}"
+            ". Learners start from the recorded controls and would find the other plan."
+        )
+
+
+def steady_episodes(controller: MPC, episodes: Episodes) -> np.ndarray:
+    """Which episodes the expert carried out as it planned them, `(N,)`.
+
+    Learning starts each solve from the controls recorded after a state. Where the expert went over
+    to another plan in between, two are locally optimal, and a learner with the true parameters
+    would find the one that the expert gave up.
+    """
+
+    @eqx.filter_jit
+    def first_controls(problem, samples):
+        solve = lambda s: solve_from(problem, s.states[0], s.time, controller.solver, s.guess)
+        return jax.vmap(lambda sample: solve(sample).controls[0])(samples)
+
+    runs = Demonstrations(episodes.states, episodes.controls)
+    found = first_controls(controller.problem, windows(runs, controller.problem.horizon))
+    apart = np.abs(np.asarray(found).reshape(runs.controls.shape) - runs.controls)
+    return (apart <= 1e-3 * max(1.0, np.abs(runs.controls).max())).all(axis=(1, 2))
+
+
+def command_of(options: Options) -> str:
+    """The command line that these options came from, with the file's name alone."""
+    words = ["diffcontrol", "record", options.plant]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name != "plant" and value is not None:
+            text = value.name if isinstance(value, Path) else str(value)
+            words += ["--" + field.name.replace("_", "-"), text]
+    return shlex.join(words)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers may depend on, and of Python."""
+
+    found = {"python": platform.python_version()}
+    for name in ("diffcontrol", "jax", "jaxlib", "equinox", "numpy", "gymnasium"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _expert(options: Options) -> tuple[MPC, dict[str, Any]]:
+    """The controller, and what the description says about it."""
+
+    if options.problem is not None:
+        return MPC(load_problem(options.problem)), {"problem": options.problem}
+    name = modelled_by(options.plant)
+    if name is None:
+        raise UserError(
+            f"None of our systems models `{options.plant}`; give the expert's problem with "
+            "--problem module:attribute."
+        )
+    system = system_named(name)
+    dynamics = system.dynamics()
+    description = {
+        "system": name,
+        "parameters": {key: float(np.asarray(getattr(dynamics, key))) for key in system.parameters},
+        "controller": dict(system.controller),
+    }
+    return build_controller(build_problem(description, dynamics), description), description
+
+
+def _check_destination(out: Path) -> None:
+
+    if out.suffix != ".npz":
+        raise UserError(f"{out}: demonstrations are .npz files; give --out a name that ends so.")
+    if out.exists():
+        raise UserError(f"{out} exists and is not overwritten; give another --out.")
+    if not out.parent.is_dir():
+        raise UserError(f"The folder {out.parent} does not exist; make it, or give another --out.")
+
+
+def _check_numbers(options: Options) -> None:
+
+    for name in ("episodes", "steps"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}.")
+    if options.first_seed < 0:
+        raise UserError(f"--first-seed must not be negative, got {options.first_seed}.")

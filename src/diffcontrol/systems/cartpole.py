@@ -1,0 +1,121 @@
+r"""Pole hinged on a cart that is pushed sideways: swing up and balance (DiffMPC, section 5).
+
+State `(p, p', cos th, sin th, th')`: position of the cart [m] and its speed [m/s], angle of the
+pole from upright [rad] and its speed [rad/s]; control: the horizontal force on the cart [N]. With
+M = m_c + m_p and half length l of a uniform pole,
+
+    a   = (u + m_p l th'^2 sin th) / M
+    th'' = (g sin th - a cos th) / (l (4/3 - m_p cos^2 th / M))
+    p''  = a - m_p l th'' cos th / M
+
+advanced by explicit Euler: positions move with the old speeds. Sine and cosine are read from the
+state itself, as the papers do; the angle is `atan2(sin, cos)`.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from .._control_problem import Bounds, ControlProblem
+from .._cost import GoalCost
+from ._parameter import fixed_step, parameter
+
+
+class Cartpole(eqx.Module):
+    """Dynamics `(x, u, t) -> next x` of the cartpole. The control is not clamped.
+
+    Attributes:
+        gravity: g [m/s^2].
+        cart_mass: m_c [kg].
+        pole_mass: m_p [kg].
+        half_length: l, from the hinge to the middle of the pole [m].
+        time_step: dt [s], fixed.
+
+    Raises:
+        ValueError: if a parameter is not a scalar or the step not positive.
+
+    Source: Barto, Sutton and Anderson 1983 as in Gym's CartPole; Amos et al. 2018 (DiffMPC).
+    """
+
+    gravity: Float[Array, ""]
+    cart_mass: Float[Array, ""]
+    pole_mass: Float[Array, ""]
+    half_length: Float[Array, ""]
+    time_step: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        gravity: ArrayLike = 9.8,
+        cart_mass: ArrayLike = 1.0,
+        pole_mass: ArrayLike = 0.1,
+        half_length: ArrayLike = 0.5,
+        time_step: float = 0.05,
+    ):
+        self.gravity = parameter("gravity", gravity)
+        self.cart_mass = parameter("cart_mass", cart_mass)
+        self.pole_mass = parameter("pole_mass", pole_mass)
+        self.half_length = parameter("half_length", half_length)
+        self.time_step = fixed_step(time_step)
+
+    def __call__(self, x: Float[Array, "5"], u: Float[Array, "1"], t) -> Float[Array, "5"]:
+        position, velocity, cos, sin, speed = x
+        share = self.pole_mass / (self.cart_mass + self.pole_mass)  # m_p / M
+        push = u[0] / (self.cart_mass + self.pole_mass)
+        a = push + share * self.half_length * speed**2 * sin
+        angular = (self.gravity * sin - a * cos) / (self.half_length * (4.0 / 3.0 - share * cos**2))
+        acceleration = a - share * self.half_length * angular * cos
+
+        dt = self.time_step
+        angle = jnp.arctan2(sin, cos) + dt * speed
+        return jnp.stack(
+            [
+                position + dt * velocity,
+                velocity + dt * acceleration,
+                jnp.cos(angle),
+                jnp.sin(angle),
+                speed + dt * angular,
+            ]
+        )
+
+
+def cost() -> GoalCost:
+    """Distance to upright, centred and at rest, goal `(0, 0, 1, 0, 0)`; the papers' weights."""
+    return GoalCost(
+        weights=jnp.array([0.1, 0.1, 1.0, 1.0, 0.1, 0.001]),
+        goal=jnp.array([0.0, 0.0, 1.0, 0.0, 0.0]),
+    )
+
+
+def bounds() -> Bounds:
+    """Force within 100 N."""
+    return Bounds(-100.0, 100.0)
+
+
+def start(key: PRNGKeyArray | Array) -> Float[Array, "5"]:
+    """A random initial state, shape `(5,)`, uniform.
+
+    Position and speed of the cart within 0.5 [m], [m/s], angle within pi [rad], angular speed
+    within 1 [rad/s].
+    """
+    limits = jnp.array([0.5, 0.5, jnp.pi, 1.0])
+    position, velocity, angle, speed = jax.random.uniform(key, (4,), minval=-limits, maxval=limits)
+    return jnp.stack([position, velocity, jnp.cos(angle), jnp.sin(angle), speed])
+
+
+def problem(horizon: int = 20, dynamics: Callable | None = None) -> ControlProblem:
+    """The papers' cartpole problem: `cost`, `bounds`, and no terminal cost.
+
+    Args:
+        horizon: number of controls.
+        dynamics: `(x, u, t) -> next x`; by default `Cartpole()`.
+    """
+    return ControlProblem(
+        dynamics=Cartpole() if dynamics is None else dynamics,
+        stage_cost=cost(),
+        horizon=horizon,
+        control_size=1,
+        control_bounds=bounds(),
+    )
