@@ -126,6 +126,8 @@ def stationarity(
 class Clamped(eqx.Module):
     """Which controls are held by a bound: at it, and pressed against it by the gradient.
 
+    `at_lower` and `at_upper`, `(T, m)`, are 1 where that side holds the control and 0 elsewhere.
+
     A control at a bound with zero multiplier is free. Where both bounds are equal the control is
     always held; the sign of the gradient then names the side that holds it, and both sides share
     it where the gradient vanishes.
@@ -149,7 +151,9 @@ def clamped(problem: StageProblem, controls: Array, gradient: Array) -> Clamped:
     """The controls held by their bounds, given the reduced gradient `d`, `(T, m)`."""
     fixed = problem.lower == problem.upper
     shared = jnp.where(fixed & (gradient == 0.0), 0.5, 0.0)
-    at_lower = (controls <= problem.lower) & (gradient > 0.0)
-    at_upper = (controls >= problem.upper) & (gradient < 0.0)
+    # "At" a bound is judged by the projected step of `stationarity`, not by equality: rounding may
+    # leave a held control one unit in the last place inside its bound.
+    at_lower = (controls - gradient <= problem.lower) & (gradient > 0.0)
+    at_upper = (controls - gradient >= problem.upper) & (gradient < 0.0)
     one = jnp.ones_like(controls)
     return Clamped(jnp.where(at_lower, one, shared), jnp.where(at_upper, one, shared))

@@ -54,11 +54,15 @@ def data_path(system: str, data: Path | None) -> Path:
     """
     if data is not None:
         return data.resolve()
+    from .named import load_problem, system_named
+
+    # First of all that there is such a system.
+    load_problem(system) if ":" in system else system_named(system)
     shipped = Path(__file__).parent.parent / "data" / f"{system}.npz"
     if ":" in system or not shipped.is_file():
         raise UserError(
-            f"No demonstrations of {system} come with the package; give a file, which `diffcontrol "
-            "record` writes."
+            f"No demonstrations of {system} come with the package; name a file after the system, "
+            "such as one that `diffcontrol record` writes."
         )
     return shipped
 

@@ -38,7 +38,7 @@ def follow(problem: StageProblem, current: Trial, policy: Policy, step: Array) -
 
     def advance(x, inputs):
         x_old, u_old, K, k, lower, upper, t = inputs
-        u = jnp.clip(u_old + step * k + K @ (x - x_old), lower, upper)
+        u = _into_box(u_old + step * k + K @ (x - x_old), lower, upper)
         x_next = problem.dynamics(x, u, t)
         return x_next, (x_next, u)
 
@@ -54,6 +54,12 @@ def follow(problem: StageProblem, current: Trial, policy: Policy, step: Array) -
     )
     _, (following, new_controls) = jax.lax.scan(advance, states[0], inputs)
     return evaluate(problem, jnp.concatenate([states[:1], following]), new_controls)
+
+
+def _into_box(u: Array, lower: Array, upper: Array) -> Array:
+    """Clip, and put what rounding left just inside a bound onto it: `a + (b - a)` need not be `b`."""
+    slack = 4 * jnp.finfo(u.dtype).eps * (1.0 + jnp.abs(u))
+    return jnp.where(u >= upper - slack, upper, jnp.where(u <= lower + slack, lower, u))
 
 
 class Search(eqx.Module):
