@@ -33,16 +33,18 @@ def convergence(reference: dict | None) -> None:
         for dtype in (jnp.float64, jnp.float32):
             problem = jax.tree.map(lambda leaf, d=dtype: leaf.astype(d), system.problem(horizon=20))
             for solver in (dc.DDP(), dc.ILQR()):
-                run = jax.jit(jax.vmap(lambda x0, p=problem, s=solver: dc.solve(p, x0, s, throw=False)))
+                run = jax.jit(
+                    jax.vmap(lambda x0, p=problem, s=solver: dc.solve(p, x0, s, throw=False))
+                )
                 solution = run(jnp.asarray(x0s, dtype))
                 iterations = np.asarray(solution.stats.iterations)
                 good = np.asarray(jax.vmap(lambda r: r == dc.RESULTS.successful)(solution.result))
                 costs = _costs_in_float64(system, x0s, np.asarray(solution.controls, float))
+                residual = np.asarray(solution.stats.stationarity)[good].max()
                 line = (
-                    f"{name:9} {dtype.__name__} {type(solver).__name__:4}: {good.sum()}/100 solved, "
-                    f"stationarity up to {np.asarray(solution.stats.stationarity)[good].max():.1e}, "
-                    f"iterations mean {iterations.mean():.2f} max {iterations.max()}, mean cost "
-                    f"{costs.mean():.8f}"
+                    f"{name:9} {dtype.__name__} {type(solver).__name__:4}: {good.sum()}/100 "
+                    f"solved, stationarity up to {residual:.1e}, iterations mean "
+                    f"{iterations.mean():.2f} max {iterations.max()}, mean cost {costs.mean():.8f}"
                 )
                 if reference:
                     theirs = np.asarray(reference[name]["cost"]) + 10.0
@@ -118,7 +120,11 @@ def _plain(problem, x0s, iterations):
             cost = lambda tau: problem.stage_cost(tau[:n], tau[n:], 0)
             f = lambda tau: problem.dynamics(tau[:n], tau[n:], 0)
             taus = jnp.concatenate([xs[:-1], us], axis=1)
-            H, g, F = jax.vmap(jax.hessian(cost))(taus), jax.vmap(jax.grad(cost))(taus), jax.vmap(jax.jacfwd(f))(taus)
+            H, g, F = (
+                jax.vmap(jax.hessian(cost))(taus),
+                jax.vmap(jax.grad(cost))(taus),
+                jax.vmap(jax.jacfwd(f))(taus),
+            )
 
             def backward(carry, inputs):
                 V, v = carry

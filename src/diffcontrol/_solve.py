@@ -63,9 +63,7 @@ def solve(
     controls = guess.controls if isinstance(guess, Solution) else guess
     if not isinstance(throw, bool):
         raise TypeError(f"`throw` must be True or False, got {throw!r}.")
-    return _solve(
-        problem, jnp.asarray(x0), solver, controls, adjoint, throw, 0, captured(problem)
-    )
+    return _solve(problem, jnp.asarray(x0), solver, controls, adjoint, throw, 0, captured(problem))
 
 
 def solve_from(

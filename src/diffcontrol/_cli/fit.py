@@ -173,7 +173,7 @@ def _fit(options: Options, continues: bool) -> None:
             coordinates,
             training,
             validation,
-            optimiser=optax.adam(schedule, b1=0.8, b2=0.9),
+            optimiser=optax.adam(schedule, b2=0.95),
             epochs=epochs,
             batch_size=options.batch_size,
             key=jax.random.key(options.seed),

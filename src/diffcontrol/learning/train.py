@@ -6,6 +6,7 @@ and the epoch's number alone. So a run that is killed at any moment and resumed 
 checkpoint does the same arithmetic, and ends in the same bits, as one that was left alone.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -271,7 +272,7 @@ def _begin_epoch(loss, state: State, training, restart_every: int | None) -> Sta
         (jnp.zeros_like(state.batch), jnp.zeros_like(state.loss_sum), jnp.zeros_like(state.used)),
     )
     if restart_every is not None and int(state.epoch) % restart_every == 0:
-        state = eqx.tree_at(lambda s: s.memory, state, _fresh(loss, training))
+        state = dataclasses.replace(state, memory=_fresh(loss, training))
     return state
 
 
