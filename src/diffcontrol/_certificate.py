@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from ._adjoint.implicit import pullback
 from ._captured import captured
@@ -31,6 +31,7 @@ from ._optimality import (
 )
 from ._solution import Solution
 from ._tree import stop_gradient
+from ._types import Numbers
 
 _INVERSE_ITERATIONS = 12
 
@@ -83,7 +84,7 @@ class Certificate(eqx.Module):
         return _in_words(self)
 
 
-def certify(problem: ControlProblem, x0: ArrayLike, solution: Solution) -> Certificate:
+def certify(problem: ControlProblem, x0: Numbers, solution: Solution) -> Certificate:
     """Measure whether `solution` solves `problem` from `x0`, and whether its gradient holds.
 
     Args:

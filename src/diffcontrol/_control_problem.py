@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from ._cost import cost_at_stage
 from ._trajectory import stages
 from ._tree import any_nan, promoted_dtype
+from ._types import Numbers
 
 
 class Bounds(eqx.Module):
@@ -30,7 +31,7 @@ class Bounds(eqx.Module):
     lower: Float[Array, "..."]
     upper: Float[Array, "..."]
 
-    def __init__(self, lower: ArrayLike = -jnp.inf, upper: ArrayLike = jnp.inf):
+    def __init__(self, lower: Numbers = -jnp.inf, upper: Numbers = jnp.inf):
         self.lower, self.upper = _as_bound("lower", lower), _as_bound("upper", upper)
         if _concrete(self.lower) and _concrete(self.upper):
             try:
@@ -116,7 +117,7 @@ class StageProblem(eqx.Module):
 
 
 def stage_problem(
-    problem: ControlProblem, x0: ArrayLike, start: ArrayLike = 0
+    problem: ControlProblem, x0: Numbers, start: ArrayLike = 0
 ) -> tuple[StageProblem, Float[Array, " n"]]:
     """Check `problem` against `x0` and make it ready.
 
@@ -191,7 +192,7 @@ def check_concrete_values(name: str, tree: PyTree) -> None:
             raise ValueError(f"`{name}{jax.tree_util.keystr(path)}` holds NaN; give finite values.")
 
 
-def _initial_state(x0: ArrayLike) -> Array:
+def _initial_state(x0: Numbers) -> Array:
     x0 = jnp.asarray(x0)
     if x0.ndim != 1 or x0.shape[0] == 0:
         raise ValueError(
@@ -264,7 +265,7 @@ def _size(name: str, value: int) -> int:
     return int(value)
 
 
-def _as_bound(side: str, value: ArrayLike) -> Array:
+def _as_bound(side: str, value: Numbers) -> Array:
     array = jnp.asarray(value)
     array = array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
     if _concrete(array) and np.isnan(np.asarray(array)).any():

@@ -11,7 +11,9 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
+
+from ._types import Numbers
 
 
 class AbstractStageCost(eqx.Module):
@@ -63,7 +65,7 @@ class QuadraticCost(AbstractStageCost):
     C: Float[Array, "*T nm nm"]
     c: Float[Array, "*T nm"]
 
-    def __init__(self, C: ArrayLike, c: ArrayLike | None = None):
+    def __init__(self, C: Numbers, c: Numbers | None = None):
         self.C = _as_floats(C)
         if self.C.ndim not in (2, 3) or self.C.shape[-1] != self.C.shape[-2]:
             raise ValueError(
@@ -105,7 +107,7 @@ class GoalCost(AbstractStageCost):
     weights: Float[Array, " nm"]
     goal: Float[Array, "*T n"]
 
-    def __init__(self, weights: ArrayLike, goal: ArrayLike):
+    def __init__(self, weights: Numbers, goal: Numbers):
         self.weights, self.goal = _as_floats(weights), _as_floats(goal)
         if self.goal.ndim not in (1, 2):
             raise ValueError(
@@ -159,7 +161,7 @@ class LogBarrier(AbstractStageCost):
         return self
 
 
-def penalty(constraint: Callable, weight: ArrayLike = 1e3) -> Penalty:
+def penalty(constraint: Callable, weight: Numbers = 1e3) -> Penalty:
     r"""Stage cost `weight/2 sum(max(0, g)^2)` that discourages `g(x, u, t) > 0`.
 
     The constraint is violated by about its multiplier divided by `weight`. The term is once
@@ -174,7 +176,7 @@ def penalty(constraint: Callable, weight: ArrayLike = 1e3) -> Penalty:
     return Penalty(constraint, _as_floats(weight))
 
 
-def log_barrier(constraint: Callable, gamma: ArrayLike = 1e-2) -> LogBarrier:
+def log_barrier(constraint: Callable, gamma: Numbers = 1e-2) -> LogBarrier:
     r"""Stage cost `-gamma sum(log(-g))` that keeps `g(x, u, t) < 0`.
 
     Infinite where the constraint is violated, so the first guess must satisfy it. The solution is
@@ -189,6 +191,6 @@ def log_barrier(constraint: Callable, gamma: ArrayLike = 1e-2) -> LogBarrier:
     return LogBarrier(constraint, _as_floats(gamma))
 
 
-def _as_floats(value: ArrayLike) -> Array:
+def _as_floats(value: Numbers) -> Array:
     array = jnp.asarray(value)
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)

@@ -8,7 +8,9 @@ r"""The linear-quadratic problem.
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
+
+from ._types import Numbers
 
 
 class LinearQuadraticProblem(eqx.Module):
@@ -35,12 +37,12 @@ class LinearQuadraticProblem(eqx.Module):
 
     def __init__(
         self,
-        C: ArrayLike,
-        c: ArrayLike,
-        F: ArrayLike,
-        f: ArrayLike,
-        C_terminal: ArrayLike | None = None,
-        c_terminal: ArrayLike | None = None,
+        C: Numbers,
+        c: Numbers,
+        F: Numbers,
+        f: Numbers,
+        C_terminal: Numbers | None = None,
+        c_terminal: Numbers | None = None,
     ):
         C, c, F, f = (jnp.asarray(a) for a in (C, c, F, f))
         if F.ndim != 3 or F.shape[0] == 0 or F.shape[2] <= F.shape[1]:
@@ -56,7 +58,7 @@ class LinearQuadraticProblem(eqx.Module):
         C_terminal = jnp.broadcast_to(zero, (n, n)) if C_terminal is None else C_terminal
         c_terminal = jnp.broadcast_to(zero, (n,)) if c_terminal is None else c_terminal
 
-        def checked(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
+        def checked(name: str, value: Numbers, shape: tuple[int, ...]) -> Array:
             array = jnp.asarray(value)
             if array.shape != shape:
                 raise ValueError(

@@ -13,7 +13,7 @@ factorisation of the forward pass,
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from ._control_problem import check_concrete_values
 from ._kernel import riccati
@@ -22,10 +22,11 @@ from ._linear_quadratic import LinearQuadraticProblem
 from ._result import RESULTS, choose, succeeded
 from ._solution import Solution, Stats
 from ._tree import any_nan, stop_gradient
+from ._types import Numbers
 from ._undifferentiable import STATS_REFUSE, without_cotangent
 
 
-def lqr(problem: LinearQuadraticProblem, x0: ArrayLike, *, throw: bool = True) -> Solution:
+def lqr(problem: LinearQuadraticProblem, x0: Numbers, *, throw: bool = True) -> Solution:
     """Solve a linear-quadratic problem exactly.
 
     Args:

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ._control_problem import ControlProblem, StageProblem, stage_problem
 from ._iterate import AbstractSolver
@@ -14,6 +14,7 @@ from ._solve import solve_from
 from ._solver.ddp import DDP
 from ._trajectory import rollout, stages
 from ._tree import stop_gradient
+from ._types import Numbers
 
 
 class MPCMemory(eqx.Module):
@@ -62,7 +63,7 @@ class MPC(eqx.Module):
     solver: AbstractSolver = DDP()
     starts: Float[Array, "S T m"] | None = None
 
-    def init(self, x0: ArrayLike) -> MPCMemory:
+    def init(self, x0: Numbers) -> MPCMemory:
         """The memory before the first call: zero controls, time 0."""
         stages, x0 = stage_problem(self.problem, x0)
         T, n, m = stages.horizon, stages.state_size, stages.control_size
@@ -80,7 +81,7 @@ class MPC(eqx.Module):
         )
 
     def __call__(
-        self, x: ArrayLike, memory: MPCMemory, problem: ControlProblem | None = None
+        self, x: Numbers, memory: MPCMemory, problem: ControlProblem | None = None
     ) -> tuple[Float[Array, " m"], MPCMemory]:
         """The control for state `x`, and the memory for the next call.
 
@@ -94,7 +95,7 @@ class MPC(eqx.Module):
         return solution.controls[0], stop_gradient(_shift(solution, memory))
 
     def plan(
-        self, x: ArrayLike, memory: MPCMemory, problem: ControlProblem | None = None
+        self, x: Numbers, memory: MPCMemory, problem: ControlProblem | None = None
     ) -> Solution:
         """The whole solution of this step, whose first control `__call__` returns."""
         problem = self.problem if problem is None else problem

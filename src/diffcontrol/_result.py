@@ -43,3 +43,8 @@ def choose(predicate: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
 def succeeded(result: Any) -> Bool[Array, ""]:
     """Whether a result is a success: converged, or ran as many iterations as it was asked to."""
     return (result == RESULTS.successful) | (result == RESULTS.fixed_iterations)
+
+
+def sentence(result: Any) -> str:
+    """The sentence of a result whose value is known; empty for a success."""
+    return RESULTS[result]  # type: ignore[misc]

@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from ._trajectory import Trajectory
+from ._types import Numbers
 
 
 @runtime_checkable
@@ -33,7 +34,7 @@ class Memoryless(eqx.Module):
         return self.function(x), memory
 
 
-def simulate(policy: Policy | Callable, plant: Callable, x0: ArrayLike, steps: int) -> Trajectory:
+def simulate(policy: Policy | Callable, plant: Callable, x0: Numbers, steps: int) -> Trajectory:
     """Run a policy on a plant in closed loop, differentiably end to end.
 
     Args:

@@ -22,15 +22,16 @@ from ._result import RESULTS, choose, succeeded
 from ._solution import Solution
 from ._solver.ddp import DDP
 from ._tree import stop_gradient
+from ._types import Numbers
 from ._undifferentiable import STATS_REFUSE, without_cotangent
 
 
 def solve(
     problem: ControlProblem,
-    x0: ArrayLike,
+    x0: Numbers,
     solver: AbstractSolver = DDP(),
     *,
-    guess: ArrayLike | Solution | None = None,
+    guess: Numbers | Solution | None = None,
     adjoint: AbstractAdjoint | None = None,
     key: Array | None = None,
     throw: bool = True,

@@ -11,16 +11,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
 from ._adjoint.base import AbstractAdjoint
 from ._adjoint.implicit import ImplicitAdjoint
 from ._certificate import Certificate, certify
 from ._control_problem import ControlProblem
 from ._iterate import AbstractSolver
-from ._result import RESULTS
+from ._result import RESULTS, sentence
 from ._solve import solve
 from ._solver.ddp import DDP
+from ._types import Numbers
 from .systems import cartpole, double_integrator, pendulum
 
 # Steps of the differences, relative to the size of what is perturbed (float64). Small ones suffer
@@ -147,7 +148,7 @@ class Report:
 
 def check_gradients(
     problem: ControlProblem,
-    x0: ArrayLike,
+    x0: Numbers,
     solver: AbstractSolver = DDP(tolerance=1e-11),
     adjoint: AbstractAdjoint = ImplicitAdjoint(),
     *,
@@ -170,7 +171,7 @@ def check_gradients(
     Raises:
         ValueError: if float64 is off; differences in float32 decide nothing.
     """
-    if not jax.config.jax_enable_x64:
+    if jnp.result_type(float) != jnp.float64:
         raise ValueError(
             "check_gradients needs float64: call jax.config.update('jax_enable_x64', True) first."
         )
@@ -182,7 +183,7 @@ def check_gradients(
     for sample, start in enumerate(starts):
         gradient, solution = evaluate.gradients(start, directions)
         certificates.append(jax.tree.map(np.asarray, certify(problem, start, solution)))
-        outcomes.append(RESULTS[solution.result])
+        outcomes.append(sentence(solution.result))
         differences = evaluate.differences(start, directions, solution.controls)
         scale = np.max(np.abs(gradient)) * 1e-9 + 1e-12
         for name, g, values in zip(names, gradient, differences, strict=True):

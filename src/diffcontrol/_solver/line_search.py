@@ -57,7 +57,10 @@ def follow(problem: StageProblem, current: Trial, policy: Policy, step: Array) -
 
 
 def _into_box(u: Array, lower: Array, upper: Array) -> Array:
-    """Clip, and put what rounding left just inside a bound onto it: `a + (b - a)` need not be `b`."""
+    """Clip, and put onto a bound what rounding left just inside it.
+
+    `u + (upper - u)` need not be `upper`.
+    """
     slack = 4 * jnp.finfo(u.dtype).eps * (1.0 + jnp.abs(u))
     return jnp.where(u >= upper - slack, upper, jnp.where(u <= lower + slack, lower, u))
 
