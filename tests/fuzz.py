@@ -21,7 +21,7 @@ import numpy as np
 
 import diffcontrol as dc
 
-STEPS = 10.0 ** np.array([-3.5, -4.0, -4.5, -5.0, -5.5, -6.0])
+STEPS = 10.0 ** np.array([-3.0, -3.5, -4.0, -4.5, -5.0])
 WRONG, RIGHT, CONVERGED = 1e-2, 1e-4, 1e-6
 DIRECTIONS = 3
 
@@ -230,7 +230,9 @@ def judge(family: Family, parameters: Parameters) -> Judgement:
 
 
 def _compare(slopes, differenced, solved, trustworthy) -> Judgement:
+    # Three neighbours must agree: two may by chance, once rounding makes differences coarse.
     change = np.abs(np.diff(differenced, axis=-1))
+    change = np.maximum(change[..., 1:], change[..., :-1])
     blocked = np.where(np.isnan(change), np.inf, change)
     best = np.argmin(blocked, axis=-1)
     pick = lambda a, k: np.take_along_axis(a, k[..., None], axis=-1)[..., 0]

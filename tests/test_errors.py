@@ -247,25 +247,12 @@ def test_message(name):
     act, kind, *words = CASES[name]
     with pytest.raises(kind) as caught:
         act()
-    assert not isinstance(caught.value, jaxtyping.TypeCheckError)
     message = str(caught.value)
     for word in words:
         assert word in message, message
-    assert f"`{words[0]}" in message or f".{words[0]}`" in message or name in PLAIN, message
+    raised_in = str(caught.traceback[-1].path)
+    assert "diffcontrol" in raised_in, f"raised in {raised_in}, not by this library: {message}"
     assert len(message) < 400
-
-
-# The message names the argument without quoting it alone.
-PLAIN = {"stage_cost two values"}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_is_said_by_this_library_and_not_from_inside_jax(name):
-    act, kind, *_ = CASES[name]
-    with pytest.raises(kind) as caught:
-        act()
-    raised_in = caught.traceback[-1].path
-    assert "diffcontrol" in str(raised_in), f"raised in {raised_in}: {caught.value}"
 
 
 @pytest.mark.parametrize("name", ["x0 NaN", "goal NaN", "bounds inverted by surgery"])

@@ -16,7 +16,7 @@ import diffcontrol
 PACKAGE = Path(diffcontrol.__file__).parent
 
 FLOORS = (
-    ("_types", "_result", "_tree", "_undifferentiable"),
+    ("_types", "_captured", "_result", "_tree", "_undifferentiable"),
     ("_trajectory",),
     ("_cost", "_discretise", "_control_problem", "_linear_quadratic", "_optimality", "_solution"),
     ("_kernel", "_expansion", "systems"),

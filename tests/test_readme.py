@@ -26,7 +26,7 @@ def test_code_of_the_first_screen_runs(capsys):
         gradient.dynamics.length,
         gradient.stage_cost.goal,
         gradient.stage_cost.weights,
-        gradient.control_bounds.upper,
+        gradient.control_bounds.lower,
     ):
         assert np.any(np.asarray(leaf) != 0)
 
