@@ -1,5 +1,7 @@
 """Receding-horizon control: solve, apply the first control, shift, repeat."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,13 +10,15 @@ from jaxtyping import Array, Float, Int
 from ._control_problem import ControlProblem, StageProblem, stage_problem
 from ._iterate import AbstractSolver
 from ._optimality import stage_costs
-from ._result import RESULTS, choose, succeeded
+from ._result import RESULTS, choose
 from ._solution import Solution
 from ._solve import solve_from
 from ._solver.ddp import DDP
 from ._trajectory import rollout, stages
 from ._tree import stop_gradient
 from ._types import Numbers
+
+_RACE_ITERATIONS = 10
 
 
 class MPCMemory(eqx.Module):
@@ -52,8 +56,9 @@ class MPC(eqx.Module):
             at stage `k`; arrays with a leading time axis (bounds, goals) run from the current step
             and are given anew through `problem=`.
         solver: the solver; solves never raise, `memory.result` says how the last one went.
-        starts: further guesses, `(S, T, m)`, tried at every step for problems with several
-            minima; the cheapest solution wins. None for none.
+        starts: further guesses, `(S, T, m)`, for problems with several minima. At every step they
+            race against the warm start for a few iterations, and the cheapest is solved to the
+            end. None for none.
 
     Raises:
         ValueError: when called, if `starts` does not have shape `(S, T, m)`.
@@ -116,11 +121,14 @@ class MPC(eqx.Module):
                 f"{self.starts.shape}."
             )
         guesses = jnp.concatenate([warm[None], self.starts.astype(x.dtype)])
-        solutions = jax.vmap(lambda guess: solve_from(problem, x, memory.time, self.solver, guess))(
+        # A short race decides which minimum to go for; the solve that follows goes there. Its
+        # trajectories are feasible at every iteration, so their costs can be compared.
+        most = min(_RACE_ITERATIONS, self.solver.max_iterations)
+        racer = dataclasses.replace(self.solver, max_iterations=most)
+        solutions = jax.vmap(lambda guess: solve_from(problem, x, memory.time, racer, guess))(
             jax.lax.stop_gradient(guesses)
         )
-        usable = jax.vmap(succeeded)(solutions.result)
-        cost = jnp.where(usable, solutions.cost, jnp.inf)
+        cost = jnp.where(jnp.isfinite(solutions.cost), solutions.cost, jnp.inf)
         return stop_gradient(solutions.controls)[jnp.argmin(cost)]
 
 
