@@ -4,6 +4,7 @@ minimise    sum_{t=0}^{T-1} l(x_t, u_t, t) + l_T(x_T)
 subject to  x_0 given,  x_{t+1} = f(x_t, u_t, t),  lower <= u_t <= upper
 """
 
+import inspect
 from collections.abc import Callable
 
 import equinox as eqx
@@ -12,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from ._cost import cost_at_stage
+from ._cost import AbstractStageCost, cost_at_stage
 from ._trajectory import stages
 from ._tree import any_nan, promoted_dtype
-from ._types import Numbers
+from ._types import Numbers, as_floats, is_concrete, known_to
 
 
 class Bounds(eqx.Module):
@@ -32,17 +33,22 @@ class Bounds(eqx.Module):
     upper: Float[Array, "..."]
 
     def __init__(self, lower: Numbers = -jnp.inf, upper: Numbers = jnp.inf):
-        self.lower, self.upper = _as_bound("lower", lower), _as_bound("upper", upper)
-        if _concrete(self.lower) and _concrete(self.upper):
-            try:
-                inverted = bool(np.any(np.asarray(self.lower) > np.asarray(self.upper)))
-            except ValueError:
-                raise ValueError(
-                    f"Bounds: `lower` of shape {self.lower.shape} and `upper` of shape "
-                    f"{self.upper.shape} do not broadcast together."
-                ) from None
-            if inverted:
-                raise ValueError("Bounds: some `lower` bound lies above its `upper` bound.")
+        self.lower = _as_bound("lower", lower, never=np.inf)
+        self.upper = _as_bound("upper", upper, never=-np.inf)
+        check_order(self.lower, self.upper)
+
+
+def check_order(lower: Array, upper: Array) -> None:
+    """Raise `ValueError` for bounds known to be inverted, or of shapes that do not go together."""
+    try:
+        np.broadcast_shapes(lower.shape, upper.shape)
+    except ValueError:
+        raise ValueError(
+            f"Bounds: `lower` of shape {lower.shape} and `upper` of shape {upper.shape} do not "
+            "broadcast together."
+        ) from None
+    if is_concrete(lower) and is_concrete(upper) and np.any(np.asarray(lower) > np.asarray(upper)):
+        raise ValueError("Bounds: some `lower` bound lies above its `upper` bound.")
 
 
 class ControlProblem(eqx.Module):
@@ -146,8 +152,9 @@ def stage_problem(
         problem.terminal_cost,
     )
     _check_output("dynamics", (n,), dynamics, x0, u0, k0)
+    if isinstance(stage_cost, AbstractStageCost):
+        stage_cost.check(n, m, T)
     _check_output("stage_cost", (), stage_cost, x0, u0, k0)
-    _check_leading_axis(stage_cost, T)
     if terminal_cost is not None:
         _check_output("terminal_cost", (), terminal_cost, x0)
 
@@ -163,13 +170,18 @@ def stage_problem(
     def cost_of_end(x):
         return jnp.asarray(0.0 if terminal_cost is None else terminal_cost(x), dtype)
 
+    def opened(name, function, *args):
+        converted = eqx.filter_closure_convert(function, *args)
+        check_concrete_values(f"problem.{name}, or a value that it closes over,", converted)
+        return converted
+
     example = jax.ShapeDtypeStruct
     x, u, k = example((n,), dtype), example((m,), dtype), example((), k0.dtype)
     return (
         StageProblem(
-            dynamics=eqx.filter_closure_convert(stage_dynamics, x, u, k),
-            stage_cost=eqx.filter_closure_convert(cost_of_stage, x, u, k),
-            terminal_cost=eqx.filter_closure_convert(cost_of_end, x),
+            dynamics=opened("dynamics", stage_dynamics, x, u, k),
+            stage_cost=opened("stage_cost", cost_of_stage, x, u, k),
+            terminal_cost=opened("terminal_cost", cost_of_end, x),
             lower=_stage_bounds("lower", problem, T, m, dtype),
             upper=_stage_bounds("upper", problem, T, m, dtype),
             horizon=T,
@@ -188,12 +200,12 @@ def invalid(problem: StageProblem, x0: Float[Array, " n"]) -> Bool[Array, ""]:
 def check_concrete_values(name: str, tree: PyTree) -> None:
     """Raise `ValueError` for NaN in arrays whose values are known when traced."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_inexact_array)):
-        if _concrete(leaf) and np.isnan(np.asarray(leaf)).any():
+        if known_to(leaf, np.isnan):
             raise ValueError(f"`{name}{jax.tree_util.keystr(path)}` holds NaN; give finite values.")
 
 
 def _initial_state(x0: Numbers) -> Array:
-    x0 = jnp.asarray(x0)
+    x0 = as_floats("x0", x0)
     if x0.ndim != 1 or x0.shape[0] == 0:
         raise ValueError(
             f"`x0` must be one flat state of shape (n,), but has shape {x0.shape}. "
@@ -203,39 +215,29 @@ def _initial_state(x0: Numbers) -> Array:
 
 
 def _check_output(name: str, shape: tuple, function: Callable, *args) -> None:
+    takes = "(x)" if name == "terminal_cost" else "(x, u, t)"
+    try:
+        inspect.signature(function).bind(*args)
+    except TypeError as mismatch:
+        raise TypeError(
+            f"ControlProblem: `{name}` must take {takes}, but cannot be called so: {mismatch}."
+        ) from None
+    except ValueError:  # a builtin that does not tell its signature
+        pass
     seen = eqx.filter_eval_shape(function, *args)
     expected = "the shape of the state" if shape else "a scalar"
     if not hasattr(seen, "shape") and not isinstance(seen, (int, float)):
         raise TypeError(
-            f"ControlProblem: `{name}` must return one array, got {type(seen).__name__}."
+            f"ControlProblem: `{name}` must return one real array, got {type(seen).__name__}."
         )
+    if jnp.issubdtype(getattr(seen, "dtype", float), jnp.complexfloating):
+        raise TypeError(f"ControlProblem: `{name}` must return real numbers, not {seen.dtype}.")
     seen_shape = getattr(seen, "shape", ())
     if seen_shape != shape:
         raise ValueError(
             f"ControlProblem: `{name}` must return {expected}, {shape}, for a state of shape "
             f"{args[0].shape}, but returns shape {seen_shape}."
         )
-
-
-def _check_leading_axis(stage_cost: Callable, T: int) -> None:
-    """A time axis of a stage cost must have one entry a stage; indexing would clamp silently."""
-    from_costs = [
-        (type(term).__name__, name, getattr(term, name))
-        for term in _flat_terms(stage_cost)
-        for name, ndim in (("C", 3), ("c", 2), ("goal", 2))
-        if getattr(getattr(term, name, None), "ndim", 0) == ndim
-    ]
-    for kind, name, array in from_costs:
-        if array.shape[0] != T:
-            raise ValueError(
-                f"{kind}: `{name}` has {array.shape[0]} stages but the horizon is {T}; give one "
-                "entry for each of the stages 0 ... T-1."
-            )
-
-
-def _flat_terms(cost: Callable) -> list[Callable]:
-    terms = getattr(cost, "terms", None)
-    return [cost] if terms is None else [flat for term in terms for flat in _flat_terms(term)]
 
 
 def _stage_bounds(side: str, problem: ControlProblem, T: int, m: int, dtype) -> Array:
@@ -265,13 +267,10 @@ def _size(name: str, value: int) -> int:
     return int(value)
 
 
-def _as_bound(side: str, value: Numbers) -> Array:
-    array = jnp.asarray(value)
-    array = array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
-    if _concrete(array) and np.isnan(np.asarray(array)).any():
+def _as_bound(side: str, value: Numbers, never: float) -> Array:
+    array = as_floats(side, value)
+    if known_to(array, np.isnan):
         raise ValueError(f"Bounds: `{side}` holds NaN; use -inf and inf for unbounded controls.")
+    if known_to(array, lambda values: values == never):
+        raise ValueError(f"Bounds: `{side}` holds {never}, which no control satisfies.")
     return array
-
-
-def _concrete(array: Array) -> bool:
-    return not isinstance(array, jax.core.Tracer)

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._types import Numbers
+from ._types import Numbers, as_floats
 
 
 class AbstractStageCost(eqx.Module):
@@ -25,6 +25,9 @@ class AbstractStageCost(eqx.Module):
     @abc.abstractmethod
     def at_stage(self, k: Int[Array, ""]) -> Callable:
         """The cost of stage `k`, as a callable `(x, u, t)`."""
+
+    def check(self, state_size: int, control_size: int, horizon: int) -> None:
+        """Raise `ValueError` if an array does not fit a problem of these sizes."""
 
     def __add__(self, other: Callable) -> "CostSum":
         return CostSum((self, other))
@@ -46,6 +49,11 @@ class CostSum(AbstractStageCost):
     def __call__(self, x, u, t):
         return sum((jnp.asarray(term(x, u, t)) for term in self.terms), start=jnp.asarray(0.0))
 
+    def check(self, state_size, control_size, horizon):
+        for term in self.terms:
+            if isinstance(term, AbstractStageCost):
+                term.check(state_size, control_size, horizon)
+
     def at_stage(self, k):
         return CostSum(tuple(cost_at_stage(term, k) for term in self.terms))
 
@@ -66,13 +74,13 @@ class QuadraticCost(AbstractStageCost):
     c: Float[Array, "*T nm"]
 
     def __init__(self, C: Numbers, c: Numbers | None = None):
-        self.C = _as_floats(C)
+        self.C = as_floats("C", C)
         if self.C.ndim not in (2, 3) or self.C.shape[-1] != self.C.shape[-2]:
             raise ValueError(
                 "QuadraticCost: `C` must have shape (n+m, n+m) or (T, n+m, n+m), "
                 f"but has shape {self.C.shape}."
             )
-        self.c = jnp.zeros(self.C.shape[-1], self.C.dtype) if c is None else _as_floats(c)
+        self.c = jnp.zeros(self.C.shape[-1], self.C.dtype) if c is None else as_floats("c", c)
         if self.c.ndim not in (1, 2) or self.c.shape[-1] != self.C.shape[-1]:
             raise ValueError(
                 f"QuadraticCost: `c` must have shape ({self.C.shape[-1]},) or "
@@ -84,6 +92,15 @@ class QuadraticCost(AbstractStageCost):
         C = self.C[t] if self.C.ndim == 3 else self.C
         c = self.c[t] if self.c.ndim == 2 else self.c
         return 0.5 * tau @ C @ tau + c @ tau
+
+    def check(self, state_size, control_size, horizon):
+        if self.C.shape[-1] != state_size + control_size:
+            raise ValueError(
+                f"QuadraticCost: `C` has shape {self.C.shape}, but the problem has n+m = "
+                f"{state_size + control_size} states and controls."
+            )
+        _check_stages("QuadraticCost: `C`", self.C, 3, horizon)
+        _check_stages("QuadraticCost: `c`", self.c, 2, horizon)
 
     def at_stage(self, k):
         return QuadraticCost(
@@ -108,7 +125,7 @@ class GoalCost(AbstractStageCost):
     goal: Float[Array, "*T n"]
 
     def __init__(self, weights: Numbers, goal: Numbers):
-        self.weights, self.goal = _as_floats(weights), _as_floats(goal)
+        self.weights, self.goal = as_floats("weights", weights), as_floats("goal", goal)
         if self.goal.ndim not in (1, 2):
             raise ValueError(
                 f"GoalCost: `goal` must have shape (n,) or (T, n), but has shape {self.goal.shape}."
@@ -124,6 +141,19 @@ class GoalCost(AbstractStageCost):
         goal = self.goal[t] if self.goal.ndim == 2 else self.goal
         n = goal.shape[0]
         return 0.5 * (self.weights[:n] @ (x - goal) ** 2 + self.weights[n:] @ u**2)
+
+    def check(self, state_size, control_size, horizon):
+        if self.goal.shape[-1] != state_size:
+            raise ValueError(
+                f"GoalCost: `goal` has shape {self.goal.shape}, but the problem has n = "
+                f"{state_size} states."
+            )
+        if self.weights.shape[0] != state_size + control_size:
+            raise ValueError(
+                f"GoalCost: `weights` has shape {self.weights.shape}, but the problem has n+m = "
+                f"{state_size + control_size} states and controls."
+            )
+        _check_stages("GoalCost: `goal`", self.goal, 2, horizon)
 
     def at_stage(self, k):
         return GoalCost(self.weights, self.goal[k] if self.goal.ndim == 2 else self.goal)
@@ -173,7 +203,7 @@ def penalty(constraint: Callable, weight: Numbers = 1e3) -> Penalty:
 
     Source: quadratic exterior penalty, Nocedal and Wright, Numerical Optimization, eq. 17.1.
     """
-    return Penalty(constraint, _as_floats(weight))
+    return Penalty(_constraint("penalty", constraint), as_floats("weight", weight))
 
 
 def log_barrier(constraint: Callable, gamma: Numbers = 1e-2) -> LogBarrier:
@@ -188,9 +218,22 @@ def log_barrier(constraint: Callable, gamma: Numbers = 1e-2) -> LogBarrier:
 
     Source: Safe-PDP (Jin et al. 2021), eq. 7.
     """
-    return LogBarrier(constraint, _as_floats(gamma))
+    return LogBarrier(_constraint("log_barrier", constraint), as_floats("gamma", gamma))
 
 
-def _as_floats(value: Numbers) -> Array:
-    array = jnp.asarray(value)
-    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+def _constraint(where: str, constraint: Callable) -> Callable:
+    if not callable(constraint):
+        raise TypeError(
+            f"{where}: `constraint` must be a callable (x, u, t) -> g, got "
+            f"{type(constraint).__name__}."
+        )
+    return constraint
+
+
+def _check_stages(name: str, array: Array, ndim: int, horizon: int) -> None:
+    """A time axis must have one entry a stage; indexing beyond it would clamp silently."""
+    if array.ndim == ndim and array.shape[0] != horizon:
+        raise ValueError(
+            f"{name} has {array.shape[0]} stages but the horizon is {horizon}; give one entry for "
+            "each of the stages 0 ... T-1."
+        )

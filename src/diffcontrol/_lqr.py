@@ -22,7 +22,7 @@ from ._linear_quadratic import LinearQuadraticProblem
 from ._result import RESULTS, choose, succeeded
 from ._solution import Solution, Stats
 from ._tree import any_nan, stop_gradient
-from ._types import Numbers
+from ._types import Numbers, as_floats
 from ._undifferentiable import STATS_REFUSE, without_cotangent
 
 
@@ -48,7 +48,7 @@ def lqr(problem: LinearQuadraticProblem, x0: Numbers, *, throw: bool = True) -> 
         raise TypeError(
             f"`problem` must be a LinearQuadraticProblem, got {type(problem).__name__}."
         )
-    x0 = jnp.asarray(x0)
+    x0 = as_floats("x0", x0)
     n = problem.F.shape[1]
     if x0.shape != (n,):
         raise ValueError(f"`x0` must have shape ({n},) to go with `F`, but has shape {x0.shape}.")

@@ -40,7 +40,7 @@ def choose(predicate: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
     return RESULTS.where(predicate, if_true, if_false)
 
 
-def succeeded(result: Any) -> Bool[Array, ""]:
+def succeeded(result: Any) -> Bool[Array, "..."]:
     """Whether a result is a success: converged, or ran as many iterations as it was asked to."""
     return (result == RESULTS.successful) | (result == RESULTS.fixed_iterations)
 

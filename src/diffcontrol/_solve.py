@@ -12,6 +12,7 @@ from ._control_problem import (
     ControlProblem,
     StageProblem,
     check_concrete_values,
+    check_order,
     stage_problem,
 )
 from ._expansion import exact_system
@@ -22,7 +23,7 @@ from ._result import RESULTS, choose, succeeded
 from ._solution import Solution
 from ._solver.ddp import DDP
 from ._tree import stop_gradient
-from ._types import Numbers
+from ._types import Numbers, as_floats
 from ._undifferentiable import STATS_REFUSE, without_cotangent
 
 
@@ -59,12 +60,16 @@ def solve(
         RuntimeError: at run time, with the sentence of `RESULTS`, if `throw` and not successful.
     """
     solver, adjoint = _check_algorithms(solver, adjoint, key)
-    check_concrete_values("problem", problem)
-    check_concrete_values("x0", x0)
+    x0 = as_floats("x0", x0)
     controls = guess.controls if isinstance(guess, Solution) else guess
+    controls = None if controls is None else as_floats("guess", controls)
+    for name, values in (("problem", problem), ("x0", x0), ("guess", controls)):
+        check_concrete_values(name, values)
+    if isinstance(problem, ControlProblem) and problem.control_bounds is not None:
+        check_order(problem.control_bounds.lower, problem.control_bounds.upper)
     if not isinstance(throw, bool):
         raise TypeError(f"`throw` must be True or False, got {throw!r}.")
-    return _solve(problem, jnp.asarray(x0), solver, controls, adjoint, throw, 0, captured(problem))
+    return _solve(problem, x0, solver, controls, adjoint, throw, 0, captured(problem))
 
 
 def solve_from(

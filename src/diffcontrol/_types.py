@@ -1,9 +1,40 @@
-"""Words for types that jaxtyping does not have."""
+"""Words for what users may give where arrays are wanted, and the one way to read it."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from jaxtyping import ArrayLike
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
 
 # What constructors turn into arrays: arrays, numbers, and nested lists of them.
 Numbers: TypeAlias = ArrayLike | Sequence[Any]
+
+
+def as_floats(name: str, value: Numbers) -> Array:
+    """`value` as a floating-point array.
+
+    Raises:
+        TypeError: if it is not made of real numbers.
+    """
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        seen = repr(value)
+        raise TypeError(
+            f"`{name}` must be an array of numbers, got {seen[:60]}{'...' * (len(seen) > 60)}."
+        ) from None
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"`{name}` must be real, got {array.dtype}.")
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def is_concrete(array: Array) -> bool:
+    """Whether the values of an array are known now, not only when a traced function is run."""
+    return not isinstance(array, jax.core.Tracer)
+
+
+def known_to(array: Array, predicate) -> bool:
+    """Whether values that are known satisfy a NumPy predicate somewhere."""
+    return is_concrete(array) and bool(np.any(predicate(np.asarray(array))))
