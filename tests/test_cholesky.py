@@ -27,8 +27,8 @@ def symmetric_with(eigenvalues, seed):
 @pytest.mark.parametrize("m", SIZES)
 def test_factor_and_solves(m, dtype):
     rng = np.random.default_rng(m)
-    A = symmetric_with(rng.uniform(0.1, 10, m), m).astype(dtype)
-    b, B = rng.normal(size=m).astype(dtype), rng.normal(size=(m, 3)).astype(dtype)
+    A = jnp.asarray(symmetric_with(rng.uniform(0.1, 10, m), m), dtype)
+    b, B = jnp.asarray(rng.normal(size=m), dtype), jnp.asarray(rng.normal(size=(m, 3)), dtype)
     L, pivots = jax.jit(cholesky)(A)
     eps = 1e3 * np.finfo(dtype).eps
     assert L.dtype == dtype and pivots.dtype == dtype

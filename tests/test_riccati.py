@@ -184,7 +184,8 @@ def test_gains_and_cost_to_go():
     one, K, V = item(system, 0), factors.K[0], factors.V[0]
     T, n = one.F.shape[:2]
     for t in range(T):
-        tail = System(one.H[t:], one.H_N, one.F[t:], one.free[t:])
+        tail = System(*map(jnp.asarray, (one.H[t:], one.H_N, one.F[t:], one.free[t:])))
+        tail = jax.tree.map(np.asarray, tail)
         matrix = with_held(tail, kkt(tail))
         rows = np.zeros((len(matrix), n))
         rows[-(T - t + 1) * n :][:n] = -np.eye(n)  # the row of the initial state

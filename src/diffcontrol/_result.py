@@ -10,7 +10,6 @@ class RESULTS(eqx.Enumeration):
     """Outcomes of a solve. The value of each is the sentence that the user is shown."""
 
     successful = ""
-    fixed_iterations = "The requested number of iterations was run; no convergence test was made."
     not_converged = (
         "The solver stopped before its tolerance was met. Allow more iterations, start from a "
         "better guess, scale the cost, or smooth kinks in dynamics and cost; "
@@ -41,8 +40,8 @@ def choose(predicate: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
 
 
 def succeeded(result: Any) -> Bool[Array, "..."]:
-    """Whether a result is a success: converged, or ran as many iterations as it was asked to."""
-    return (result == RESULTS.successful) | (result == RESULTS.fixed_iterations)
+    """Whether a result is a success."""
+    return result == RESULTS.successful
 
 
 def sentence(result: Any) -> str:

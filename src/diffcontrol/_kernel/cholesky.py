@@ -17,8 +17,9 @@ _LARGEST_UNROLLED = 8
 def cholesky(A: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, " m"]]:
     """Lower factor `L` with `L L' = A`, and the pivots relative to the diagonal of `A`.
 
-    Where a pivot is not positive (to rounding), it is taken as one so that nothing becomes NaN;
-    the factor is then meaningless, which the caller reads off the pivots.
+    Where a pivot is not positive (to rounding), it is taken as very large: solves then leave that
+    direction alone, and nothing becomes NaN or grows. The caller reads off the pivots whether the
+    factor is one of `A`.
     """
     m = A.shape[0]
     tiny = 4 * m * float(jnp.finfo(A.dtype).eps)
@@ -29,8 +30,10 @@ def cholesky(A: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, 
     for j in range(m):
         pivot = A[j, j]
         relative = pivot / scale[j]
-        safe = jnp.where(relative > tiny, pivot, 1.0)
-        column = jnp.where(jnp.arange(m) >= j, A[:, j] / jnp.sqrt(safe), 0.0)
+        safe = jnp.where(relative > tiny, pivot, (1.0 + scale[j]) / tiny**2)
+        root = jnp.sqrt(safe)
+        below = jnp.where(jnp.arange(m) > j, A[:, j] / root, 0.0)
+        column = below.at[j].set(root)
         A = A - jnp.outer(column, column)
         columns.append(column)
         pivots.append(jnp.where(jnp.abs(relative) > tiny, relative, 0.0))
@@ -42,7 +45,9 @@ def _lapack_cholesky(A: Array, tiny: float) -> tuple[Array, Array]:
     pivots = jnp.diagonal(L) ** 2 / jnp.maximum(jnp.abs(jnp.diagonal(A)), jnp.finfo(A.dtype).tiny)
     failed = ~jnp.all(pivots > tiny)
     return (
-        jnp.where(failed, jnp.eye(A.shape[0], dtype=A.dtype), L),
+        jnp.where(
+            failed, (1.0 + jnp.max(jnp.abs(A))) / tiny * jnp.eye(A.shape[0], dtype=A.dtype), L
+        ),
         jnp.where(failed, -jnp.ones_like(pivots), pivots),
     )
 

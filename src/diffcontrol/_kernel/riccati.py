@@ -25,28 +25,31 @@ from .cholesky import cholesky, solve_factored, solve_lower
 
 
 class System(eqx.Module):
-    """The matrix: blocks of the stages and which controls are free."""
+    """The matrix: blocks of the stages and which controls are free.
 
-    H: Float[Array, "T nm nm"]
-    H_N: Float[Array, "n n"]
-    F: Float[Array, "T n nm"]
-    free: Bool[Array, "T m"]
+    Here and below, axes `*B` are those of a stack that `jax.vmap` takes apart.
+    """
+
+    H: Float[Array, "*B T nm nm"]
+    H_N: Float[Array, "*B n n"]
+    F: Float[Array, "*B T n nm"]
+    free: Bool[Array, "*B T m"]
 
 
 class RightHandSide(eqx.Module):
     """Linear cost terms `g`, `g_N` and offsets `r`, whose first row is the initial state."""
 
-    g: Float[Array, "T nm"]
-    g_N: Float[Array, " n"]
-    r: Float[Array, "T1 n"]
+    g: Float[Array, "*B T nm"]
+    g_N: Float[Array, "*B n"]
+    r: Float[Array, "*B T1 n"]
 
 
 class Unknowns(eqx.Module):
     """States `(T+1, n)`, controls `(T, m)`, costates `(T+1, n)`."""
 
-    x: Float[Array, "T1 n"]
-    u: Float[Array, "T m"]
-    costate: Float[Array, "T1 n"]
+    x: Float[Array, "*B T1 n"]
+    u: Float[Array, "*B T m"]
+    costate: Float[Array, "*B T1 n"]
 
 
 class Factorisation(eqx.Module):
@@ -57,10 +60,10 @@ class Factorisation(eqx.Module):
     recursion is its block elimination). Not positive means that the factorisation is meaningless.
     """
 
-    K: Float[Array, "T m n"]
-    V: Float[Array, "T1 n n"]
-    L: Float[Array, "T m m"]
-    pivots: Float[Array, "T m"]
+    K: Float[Array, "*B T m n"]
+    V: Float[Array, "*B T1 n n"]
+    L: Float[Array, "*B T m m"]
+    pivots: Float[Array, "*B T m"]
 
 
 def factor(system: System) -> Factorisation:
