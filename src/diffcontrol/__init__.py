@@ -1,6 +1,8 @@
 """diffcontrol: optimal control problems, solved and differentiated exactly."""
 
+from . import learning as learning
 from . import systems as systems
+from . import testing as testing
 from ._adjoint.implicit import GaussNewtonAdjoint as GaussNewtonAdjoint
 from ._adjoint.implicit import ImplicitAdjoint as ImplicitAdjoint
 from ._adjoint.unrolled import UnrolledAdjoint as UnrolledAdjoint
