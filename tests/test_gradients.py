@@ -189,11 +189,9 @@ def smooth_loss(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["pendulum", "two_controls"]
-    + [
-        pytest.param(case.name, marks=pytest.mark.slow)
+    [
+        pytest.param(case.name, marks=[] if case.name == "pendulum" else [pytest.mark.slow])
         for case in CASES
-        if case.name not in ("pendulum", "two_controls")
     ],
 )
 def test_hessian_vector_product_equals_differences_of_gradients(name):

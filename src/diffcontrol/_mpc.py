@@ -66,7 +66,7 @@ class MPC(eqx.Module):
 
     problem: ControlProblem
     solver: AbstractSolver = DDP()
-    starts: Float[Array, "S T m"] | None = None
+    starts: Array | None = None
 
     def init(self, x0: Numbers) -> MPCMemory:
         """The memory before the first call: zero controls, time 0."""

@@ -151,9 +151,10 @@ def clamped(problem: StageProblem, controls: Array, gradient: Array) -> Clamped:
     """The controls held by their bounds, given the reduced gradient `d`, `(T, m)`."""
     fixed = problem.lower == problem.upper
     shared = jnp.where(fixed & (gradient == 0.0), 0.5, 0.0)
-    # "At" a bound is judged by the projected step of `stationarity`, not by equality: rounding may
-    # leave a held control one unit in the last place inside its bound.
-    at_lower = (controls - gradient <= problem.lower) & (gradient > 0.0)
-    at_upper = (controls - gradient >= problem.upper) & (gradient < 0.0)
+    # At a bound up to rounding, never by the size of the gradient, whose unit is another: in a
+    # problem whose cost is scaled up, what is left of a free control's gradient may be large.
+    slack = 64 * jnp.finfo(controls.dtype).eps * (1.0 + jnp.abs(controls))
+    at_lower = (controls - problem.lower <= slack) & (gradient > 0.0)
+    at_upper = (problem.upper - controls <= slack) & (gradient < 0.0)
     one = jnp.ones_like(controls)
     return Clamped(jnp.where(at_lower, one, shared), jnp.where(at_upper, one, shared))
