@@ -54,9 +54,9 @@ class Certificate(eqx.Module):
             [cost / unit of u^2] where it is positive definite, else its most negative relative
             pivot. Infinite if no control is free.
         gradient_error: estimated relative error of gradients: the largest relative change of
-            dJ/d(leaf), for a fixed random cotangent J on states and controls, after one Newton
-            correction of the point; and the relative jump of the gradient across the point,
-            which reveals kinks of dynamics and costs.
+            dJ/d(leaf), for a fixed random cotangent J on states and controls, and of the point
+            itself, by one Newton correction; and the relative jump of that gradient and of the
+            optimality conditions across the point, which reveals kinks of dynamics and costs.
         trustworthy: whether all of this is as it should be.
     """
 
@@ -221,6 +221,18 @@ def _gradient_error(
     newton = [jnp.max(jnp.abs(leaf[1] - leaf[0])) for leaf in leaves]
     jump = [jnp.max(jnp.abs(2 * (leaf[2] - leaf[3]) - (leaf[4] - leaf[5]))) for leaf in leaves]
     error = jnp.max(jnp.maximum(jnp.stack(newton), jnp.stack(jump)) / scales)
+
+    # The gradient of a linear-quadratic problem is the same everywhere, so how far the point
+    # itself moves counts too; this does not depend on the unit of the cost, as stationarity does.
+    relative = lambda d, at: jnp.max(jnp.abs(d) / (1.0 + jnp.abs(at)))
+    error = jnp.maximum(error, jnp.maximum(relative(d.u, u), relative(d.x, x)))
+
+    # A jump of the first derivatives themselves (|u|, dead zones) need not show in the second.
+    G = jax.vmap(lambda point: optimality_residual(problem, x0, point))(stacked)
+    first = [jnp.max(jnp.abs(2 * (g[2] - g[3]) - (g[4] - g[5]))) for g in jax.tree.leaves(G)]
+    size = [jnp.max(jnp.abs(g)) for g in jax.tree.leaves((G, point.costates))]
+    noise = jnp.maximum(jnp.max(jnp.stack(size)), jnp.finfo(x.dtype).tiny)
+    error = jnp.maximum(error, jnp.max(jnp.stack(first)) / noise)
 
     # If the correction moves a control across its bound, or turns the sign of a multiplier, the
     # point does not even tell which controls are held.

@@ -89,8 +89,8 @@ class QuadraticCost(AbstractStageCost):
 
     def __call__(self, x, u, t):
         tau = jnp.concatenate([x, u])
-        C = self.C[t] if self.C.ndim == 3 else self.C
-        c = self.c[t] if self.c.ndim == 2 else self.c
+        C = _at_time(self.C, t) if self.C.ndim == 3 else self.C
+        c = _at_time(self.c, t) if self.c.ndim == 2 else self.c
         return 0.5 * tau @ C @ tau + c @ tau
 
     def check(self, state_size, control_size, horizon):
@@ -138,7 +138,7 @@ class GoalCost(AbstractStageCost):
             )
 
     def __call__(self, x, u, t):
-        goal = self.goal[t] if self.goal.ndim == 2 else self.goal
+        goal = _at_time(self.goal, t) if self.goal.ndim == 2 else self.goal
         n = goal.shape[0]
         return 0.5 * (self.weights[:n] @ (x - goal) ** 2 + self.weights[n:] @ u**2)
 
@@ -228,6 +228,11 @@ def _constraint(where: str, constraint: Callable) -> Callable:
             f"{type(constraint).__name__}."
         )
     return constraint
+
+
+def _at_time(array: Array, t: Array) -> Array:
+    """The row of time `t`; NaN beyond the end, where indexing would repeat the last row."""
+    return array.at[t].get(mode="fill", fill_value=jnp.nan)
 
 
 def _check_stages(name: str, array: Array, ndim: int, horizon: int) -> None:

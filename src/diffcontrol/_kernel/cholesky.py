@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Beyond this size LAPACK is faster and compiles faster than unrolled columns.
+# Beyond this size loops compile faster than unrolled columns.
 _LARGEST_UNROLLED = 8
 
 
@@ -23,33 +23,26 @@ def cholesky(A: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, 
     """
     m = A.shape[0]
     tiny = 4 * m * float(jnp.finfo(A.dtype).eps)
-    if m > _LARGEST_UNROLLED:
-        return _lapack_cholesky(A, tiny)
     scale = jnp.maximum(jnp.abs(jnp.diagonal(A)), jnp.finfo(A.dtype).tiny)
-    columns, pivots = [], []
-    for j in range(m):
-        pivot = A[j, j]
-        relative = pivot / scale[j]
-        safe = jnp.where(relative > tiny, pivot, (1.0 + scale[j]) / tiny**2)
+    index = jnp.arange(m)
+
+    def eliminate(j, state):
+        A, L, pivots = state
+        relative = A[j, j] / scale[j]
+        safe = jnp.where(relative > tiny, A[j, j], (1.0 + scale[j]) / tiny**2)
         root = jnp.sqrt(safe)
-        below = jnp.where(jnp.arange(m) > j, A[:, j] / root, 0.0)
-        column = below.at[j].set(root)
-        A = A - jnp.outer(column, column)
-        columns.append(column)
-        pivots.append(jnp.where(jnp.abs(relative) > tiny, relative, 0.0))
-    return jnp.stack(columns, axis=1), jnp.stack(pivots)
+        column = jnp.where(index > j, A[:, j] / root, jnp.where(index == j, root, 0.0))
+        pivot = jnp.where(jnp.abs(relative) > tiny, relative, 0.0)
+        return A - jnp.outer(column, column), L.at[:, j].set(column), pivots.at[j].set(pivot)
 
-
-def _lapack_cholesky(A: Array, tiny: float) -> tuple[Array, Array]:
-    L = jnp.linalg.cholesky(A)
-    pivots = jnp.diagonal(L) ** 2 / jnp.maximum(jnp.abs(jnp.diagonal(A)), jnp.finfo(A.dtype).tiny)
-    failed = ~jnp.all(pivots > tiny)
-    return (
-        jnp.where(
-            failed, (1.0 + jnp.max(jnp.abs(A))) / tiny * jnp.eye(A.shape[0], dtype=A.dtype), L
-        ),
-        jnp.where(failed, -jnp.ones_like(pivots), pivots),
-    )
+    state = (A, jnp.zeros_like(A), jnp.zeros_like(scale))
+    if m > _LARGEST_UNROLLED:
+        state = jax.lax.fori_loop(0, m, eliminate, state)
+    else:
+        for j in range(m):
+            state = eliminate(j, state)
+    _, L, pivots = state
+    return L, pivots
 
 
 def solve_lower(L: Float[Array, "m m"], b: Float[Array, "m *k"]) -> Float[Array, "m *k"]:
