@@ -230,13 +230,11 @@ def judge(family: Family, parameters: Parameters) -> Judgement:
 
 
 def _compare(slopes, differenced, solved, trustworthy) -> Judgement:
-    # Three neighbours must agree: two may by chance, once rounding makes differences coarse.
-    change = np.abs(np.diff(differenced, axis=-1))
-    change = np.maximum(change[..., 1:], change[..., :-1])
-    blocked = np.where(np.isnan(change), np.inf, change)
-    best = np.argmin(blocked, axis=-1)
-    pick = lambda a, k: np.take_along_axis(a, k[..., None], axis=-1)[..., 0]
-    difference, uncertainty = pick(differenced, best + 1), pick(blocked, best)
+    # The three smallest steps must agree. Larger ones may agree with each other on something else:
+    # on one side of an active set that changes within their reach.
+    last = differenced[..., -3:]
+    change = np.max(np.abs(np.diff(last, axis=-1)), axis=-1)
+    difference, uncertainty = last[..., 1], np.where(np.isnan(change), np.inf, change)
     largest = np.max(np.nan_to_num(np.abs(slopes)), axis=-1, keepdims=True)
     scale = np.maximum(np.abs(difference), 1e-3 * largest)
     scale = np.maximum(scale, 1e-6)

@@ -9,7 +9,7 @@ def test_no_gradient_is_silently_wrong():
     tally = fuzz.run(problems=500, seed=0, family_count=3)
     assert tally.problems >= 500
     assert tally.solved >= 0.85 * tally.problems, tally
-    assert tally.trusted_and_decided >= 0.7 * tally.problems, tally
+    assert tally.trusted_and_decided >= 0.6 * tally.problems, tally
     assert not [offender for offender in tally.offenders if offender[-1]], tally.offenders
     assert tally.trusted_and_right >= 0.999 * tally.trusted_and_decided, tally.offenders
 
