@@ -307,7 +307,7 @@ def _directions(problem, n: int, entries_per_leaf: int, seed: int):
             size = max(abs(values.flat[entry]), 0.1)
             moved = [i]
             partner = partners.get(i, (None, None))[0]
-            if partner is not None and _value_at(paths, partner, entry) == values.flat[entry]:
+            if partner is not None and _value_at(paths, partner, int(entry)) == values.flat[entry]:
                 moved.append(partner)
             row = [leaf.copy() if j in moved else leaf for j, leaf in enumerate(blank)]
             for j in moved:
