@@ -57,12 +57,12 @@ class Entry:
     @property
     def decided(self) -> bool:
         """Whether the differences converged, so that they can judge."""
-        return self.uncertainty <= _CONVERGED
+        return bool(self.uncertainty <= _CONVERGED)
 
     @property
     def agrees(self) -> bool:
         """Whether adjoint and differences agree to 1e-5, or as closely as can be told."""
-        return self.error <= max(_AGREES, 3 * self.uncertainty)
+        return bool(self.error <= max(_AGREES, 3 * self.uncertainty))
 
 
 @dataclass(frozen=True)
