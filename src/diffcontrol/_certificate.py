@@ -126,17 +126,7 @@ def _certify(problem: ControlProblem, x0: Array, solution: Solution, seen) -> Ce
     curvature = _smallest_curvature(system, factors)
     error = _gradient_error(stages, x0, point, held, system, factors, residual)
 
-    tolerance = jnp.sqrt(jnp.finfo(x.dtype).eps)
-    state_scale = 1.0 + jnp.max(jnp.abs(x))
-    trustworthy = (
-        (station.relative <= 100 * tolerance)
-        & (gap <= 100 * tolerance * state_scale)
-        & (violation <= tolerance)
-        & (margin > 100 * tolerance)
-        & (curvature > 0)
-        & (error <= 1e3 * tolerance)
-    )
-    return Certificate(
+    certificate = Certificate(
         stationarity=station.relative,
         stationarity_raw=station.raw,
         dynamics_gap=gap,
@@ -146,8 +136,37 @@ def _certify(problem: ControlProblem, x0: Array, solution: Solution, seen) -> Ce
         strict_complementarity_margin=margin,
         smallest_curvature=curvature,
         gradient_error=error,
-        trustworthy=trustworthy,
+        trustworthy=jnp.asarray(True),
     )
+    trustworthy = jnp.all(jnp.stack(list(_requirements(certificate).values())))
+    return eqx.tree_at(lambda c: c.trustworthy, certificate, trustworthy)
+
+
+def _requirements(c: Certificate) -> dict[str, Bool[Array, ""]]:
+    """What a trustworthy solution satisfies, by field. NaN satisfies nothing."""
+    tolerance = float(jnp.finfo(c.stationarity.dtype).eps) ** 0.5
+    return {
+        "stationarity": c.stationarity <= 100 * tolerance,
+        "dynamics_gap": c.dynamics_gap <= 1e4 * tolerance,
+        "bound_violation": c.bound_violation <= tolerance,
+        "strict_complementarity_margin": c.strict_complementarity_margin > 100 * tolerance,
+        "smallest_curvature": c.smallest_curvature > 0,
+        "gradient_error": c.gradient_error <= 1e3 * tolerance,
+    }
+
+
+_COMPLAINTS = {
+    "stationarity": "the point is not stationary (relative projected gradient {:.1e}); solve to a "
+    "tighter tolerance",
+    "dynamics_gap": "the states violate the dynamics by {:.1e}",
+    "bound_violation": "a control bound is violated by {:.1e}",
+    "strict_complementarity_margin": "a control is about to change between free and clamped "
+    "(margin {:.1e}), where only one-sided derivatives exist",
+    "smallest_curvature": "the curvature along some free direction is not positive ({:.1e}): a "
+    "saddle, a maximum, or not unique",
+    "gradient_error": "point or gradient move by {:.1e} (relative) under a Newton correction, or "
+    "jump across the point: not converged, ill-conditioned, or at a kink",
+}
 
 
 def _complementarity(problem: StageProblem, u: Array, gradient: Array) -> Array:
@@ -256,37 +275,15 @@ def _random_like(array: Array, stream: int) -> Array:
 
 
 def _in_words(c: Certificate) -> str:
-    eps = float(np.finfo(np.asarray(c.stationarity).dtype).eps)
-    tolerance = eps**0.5
-    complaints = []
-    if not float(c.stationarity) <= 100 * tolerance:
-        complaints.append(
-            "the point is not stationary (relative projected gradient "
-            f"{float(c.stationarity):.1e}); solve to a tighter tolerance"
-        )
-    if not float(c.dynamics_gap) <= 1e4 * tolerance:
-        complaints.append(f"the states violate the dynamics by {float(c.dynamics_gap):.1e}")
-    if not float(c.bound_violation) <= tolerance:
-        complaints.append(f"a control bound is violated by {float(c.bound_violation):.1e}")
-    if not float(c.strict_complementarity_margin) > 100 * tolerance:
-        complaints.append(
-            "a control is about to change between free and clamped (margin "
-            f"{float(c.strict_complementarity_margin):.1e}), where only one-sided derivatives exist"
-        )
-    if not float(c.smallest_curvature) > 0:
-        complaints.append(
-            "the curvature along some free direction is not positive "
-            f"({float(c.smallest_curvature):.1e}): a saddle, a maximum, or not unique"
-        )
-    if not float(c.gradient_error) <= 1e3 * tolerance:
-        complaints.append(
-            f"the gradient moves by {float(c.gradient_error):.1e} (relative) under a Newton "
-            "correction or jumps across the point: not converged, ill-conditioned, or at a kink"
-        )
     if bool(c.trustworthy):
         return (
             f"Trustworthy: stationarity {float(c.stationarity):.1e}, estimated relative gradient "
             f"error {float(c.gradient_error):.1e}, smallest curvature "
             f"{float(c.smallest_curvature):.1e}."
         )
-    return "Not trustworthy: " + "; ".join(complaints or ["a value is not finite"]) + "."
+    complaints = [
+        _COMPLAINTS[name].format(float(getattr(c, name)))
+        for name, holds in _requirements(c).items()
+        if not holds
+    ]
+    return "Not trustworthy: " + "; ".join(complaints) + "."
