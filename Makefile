@@ -56,10 +56,10 @@ demo demo-short: $(STAMP)
 	$(PY) -m diffcontrol evaluate $(DEMO)
 
 test: $(STAMP) ## run the tests, without the slow ones
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(STAMP) ## run the slow tests only
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
 
 fuzz: $(STAMP) ## solve and differentiate 10,000 random problems
 	$(PY) -m tests.fuzz --problems 10000
