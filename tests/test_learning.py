@@ -350,7 +350,13 @@ def test_unusable_samples_change_nothing(demonstrations):
     assert trained.metrics[-1]["left_out"] == 1.0 and trained.metrics[-1]["loss"] is None
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size"])
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "restart_every"])
 def test_sizes_below_one_are_refused(demonstrations, name):
     with pytest.raises(ValueError, match=name):
         fit(demonstrations, **{name: 0})
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, np.inf, np.nan])
+def test_a_clip_that_is_no_length_is_refused(demonstrations, clip):
+    with pytest.raises(ValueError, match="`clip` must be a positive number"):
+        fit(demonstrations, clip=clip)

@@ -197,6 +197,14 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):
         fit(tmp_path, epochs=1, resume=True, optimiser=optax.sgd(0.1))
 
 
+@pytest.mark.parametrize("name", ["checkpoint.eqx", "metrics.jsonl"])
+def test_nothing_is_overwritten_unless_resumed(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(learning.CheckpointError, match="is not overwritten"):
+        fit(tmp_path, epochs=1)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     with learning.written_whole(path) as file:

@@ -4,6 +4,7 @@ Demonstrations become `Window`s, a loss judges a model on one window, `parametri
 arrays of the model are learned and in which coordinates, and `train` does the rest.
 """
 
+from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .demonstrations import Demonstrations as Demonstrations

@@ -71,8 +71,12 @@ def mean_of_usable(
     Args:
         samples: from `sample_gradients`.
         present: `(B,)`; False for rows that only fill up a minibatch.
-        clip: gradients of samples longer than this are shortened to it first.
+        clip: gradients of samples longer than this are shortened to it first; None for no limit.
+
+    Raises:
+        ValueError: if `clip` is not a positive number.
     """
+    check_clip(clip)
     used = samples.usable & present
     number = jnp.sum(used)
     if clip is not None:
@@ -85,6 +89,12 @@ def mean_of_usable(
 
     total = jnp.sum(jnp.where(used, samples.value, 0.0))
     return jax.tree.map(mean, samples.gradient), total, number
+
+
+def check_clip(clip: float | None) -> None:
+    """Raise `ValueError` for a longest gradient that is no length."""
+    if clip is not None and not 0.0 < clip < float("inf"):
+        raise ValueError(f"`clip` must be a positive number, or None for no limit, got {clip}.")
 
 
 def _shortened(gradient: PyTree, longest: float) -> PyTree:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .metrics import MetricsFile, read_metrics
 
 
@@ -23,7 +23,12 @@ class Keeper:
     """
 
     def __init__(self, folder: Path | None, initial: PyTree, resume: bool):
-        """Begin with the checkpoint in `folder` if `resume` and there is one, else `initial`."""
+        """Begin with the checkpoint in `folder` if `resume` and there is one, else `initial`.
+
+        Raises:
+            CheckpointError: if there is something to resume but `resume` is not asked for, or
+                what there is belongs to something else.
+        """
         self.lines: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self._folder = folder
@@ -32,7 +37,13 @@ class Keeper:
         if folder is None:
             return
         checkpoint, metrics = folder / "checkpoint.eqx", folder / "metrics.jsonl"
-        if resume and checkpoint.exists():
+        for path in (checkpoint, metrics):
+            if path.exists() and not resume:
+                raise CheckpointError(
+                    f"{path} exists and is not overwritten; give another `folder`, or go on from "
+                    "it with resume=True."
+                )
+        if checkpoint.exists():
             state, facts = load_checkpoint(checkpoint, initial)
             self._pair = (state, facts["metrics_length"])
         self._file = MetricsFile(metrics, self._pair[1])

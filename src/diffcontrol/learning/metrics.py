@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .checkpoint import CheckpointError
+
 
 class MetricsFile:
     """One JSON object a line, appended.
@@ -18,13 +20,13 @@ class MetricsFile:
         """Open for appending after the first `length` bytes.
 
         Raises:
-            ValueError: if the file is shorter than that.
+            CheckpointError: if the file is shorter than that.
         """
         self._path = Path(path)
         self._path.touch()
         size = self._path.stat().st_size
         if size < length:
-            raise ValueError(
+            raise CheckpointError(
                 f"{path}: the file is shorter than its checkpoint says ({size} bytes, not "
                 f"{length}); it was changed by hand, so start anew in another folder."
             )
@@ -48,8 +50,17 @@ class MetricsFile:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """All lines of a metrics file."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """All lines of a metrics file.
+
+    Raises:
+        CheckpointError: if a line is no JSON.
+    """
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except ValueError:
+        raise CheckpointError(
+            f"{path}: a line is no JSON; it was changed by hand, so start anew in another folder."
+        ) from None
 
 
 def _without_nan(value: Any) -> Any:

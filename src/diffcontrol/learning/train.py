@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._tree import select
-from .gradients import mean_of_usable, sample_gradients
+from .gradients import check_clip, mean_of_usable, sample_gradients
 from .keeper import Clock, Keeper
 from .loss import AbstractLoss, Evaluation, evaluate, minibatches, size_of, take_rows
 from .parametrisation import Parametrisation
@@ -120,7 +120,8 @@ def train(
         batch_size: samples a step.
         key: random key.
         folder: an existing folder for `checkpoint.eqx` and `metrics.jsonl`; None keeps none.
-        resume: go on from the folder's checkpoint, if there is one.
+        resume: go on from the folder's checkpoint, if there is one. Without it the folder must
+            hold neither file; nothing is overwritten.
         checkpoint_every: [s] between checkpoints; also one at the end and at Ctrl-C.
         restart_every: forget the warm starts every so many epochs; None never.
         clip: the longest gradient that one sample may contribute. Where plans are nearly chaotic
@@ -134,12 +135,16 @@ def train(
         The best model, the last one, and the metrics.
 
     Raises:
-        ValueError: for sizes below one, or a checkpoint that belongs to something else.
+        ValueError: for sizes below one, and a `clip` that is not positive.
+        CheckpointError: a `ValueError`, if `folder` holds a fit and `resume` is not asked for, or
+            a checkpoint that is damaged or belongs to something else.
         KeyboardInterrupt: at Ctrl-C, after a checkpoint was written.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
+    sizes = {"epochs": epochs, "batch_size": batch_size, "restart_every": restart_every}
+    for name, value in sizes.items():
+        if value is not None and value < 1:
             raise ValueError(f"train: `{name}` must be at least 1, got {value}.")
+    check_clip(clip)
     number = size_of(training)
     batches = -(-number // batch_size)
 
