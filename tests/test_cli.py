@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from diffcontrol._cli import main, pictures, run_folder
 from diffcontrol._cli.controller import build_controller, build_problem
 from diffcontrol._cli.errors import UserError
 from diffcontrol._cli.evaluate import share_at_bound
+from diffcontrol._cli.learner import choose_parameters, values, with_starts
 from diffcontrol._cli.named import SYSTEMS, load_attribute
 from diffcontrol._cli.plants import GymnasiumPlant, plant_named
 from diffcontrol.learning import Demonstrations, windows
@@ -370,6 +372,39 @@ def test_evaluate_without_a_run_folder(here, capsys):
     assert "no run folder" in refused(capsys, "evaluate", "absent")
     (here / "empty").mkdir()
     assert "empty" in refused(capsys, "evaluate", "empty")
+
+
+# Which parameters are learned.
+
+
+class Linear(eqx.Module):
+    gain: jax.Array
+    mass: jax.Array
+
+    def __call__(self, x, u, t):
+        return self.gain * x + u / self.mass
+
+
+class Effort(eqx.Module):
+    gain: jax.Array
+
+    def __call__(self, x, u, t):
+        return x @ x + self.gain * (u @ u)
+
+
+def test_parameters_of_one_name_are_all_learned():
+    gain = lambda: jnp.asarray(0.5)
+    problem = dc.ControlProblem(
+        dynamics=Linear(gain(), gain()), stage_cost=Effort(gain()), horizon=2, control_size=1
+    )
+    assert set(values(problem, "dynamics")) == {"gain", "mass"}
+    assert set(values(problem, "cost")) == {"gain"}
+    both = {"dynamics.gain", "mass", "stage_cost.gain"}
+    assert set(values(problem, "both")) == both
+    coordinates, _, logarithmic = choose_parameters(problem, "both", raw=False)
+    assert len(jax.tree.leaves(coordinates)) == 3 and set(logarithmic) == both
+    moved = with_starts(problem, "both", {"stage_cost.gain": 2.0})
+    assert (moved.stage_cost.gain, moved.dynamics.gain) == (2.0, 0.5)
 
 
 # Fit: what the user can put right. That it learns is tested where learning is.

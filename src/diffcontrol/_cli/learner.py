@@ -1,6 +1,7 @@
 """What a fit learns: which arrays of a problem, their names, and where they start."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ _MOST_LISTED = 16
 def parameter_paths(problem: ControlProblem, learn: str) -> dict[str, int]:
     """Names of the floating-point arrays in the part to be learned, and their leaf numbers.
 
-    The name is the path in the problem, without `dynamics.` or `stage_cost.` in front.
+    The name is the path in the problem, without `dynamics.` or `stage_cost.` in front where that
+    leaves no doubt.
 
     Raises:
         UserError: if there are none.
@@ -42,13 +44,17 @@ def parameter_paths(problem: ControlProblem, learn: str) -> dict[str, int]:
     for number, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(problem)):
         name = jax.tree_util.keystr(path).lstrip(".")
         if eqx.is_inexact_array(leaf) and name.split(".")[0].split("[")[0] in _PARTS[learn]:
-            found[name.removeprefix("dynamics.").removeprefix("stage_cost.")] = number
+            found[name] = number
     if not found:
         raise UserError(
             f"The problem has no floating-point array in its {learn} to be learned; make its "
             "callables eqx.Module objects whose fields are arrays."
         )
-    return found
+    short = lambda name: name.removeprefix("dynamics.").removeprefix("stage_cost.")
+    times = Counter([*found, *map(short, found)])
+    return {
+        short(name) if times[short(name)] == 1 else name: number for name, number in found.items()
+    }
 
 
 def choose_parameters(
