@@ -13,7 +13,7 @@ import pytest
 
 import diffcontrol as dc
 import diffcontrol.systems
-from diffcontrol._cli import main, pictures, run_folder
+from diffcontrol._cli import fit_report, main, pictures, run_folder
 from diffcontrol._cli.controller import build_controller, build_problem
 from diffcontrol._cli.errors import UserError
 from diffcontrol._cli.evaluate import share_at_bound
@@ -405,6 +405,40 @@ def test_parameters_of_one_name_are_all_learned():
     assert len(jax.tree.leaves(coordinates)) == 3 and set(logarithmic) == both
     moved = with_starts(problem, "both", {"stage_cost.gain": 2.0})
     assert (moved.stage_cost.gain, moved.dynamics.gain) == (2.0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    """Plans of the double integrator, recorded whole, in a file."""
+    said = {"controller": {**SYSTEMS["double_integrator"].controller, "horizon": 6}}
+    problem = build_problem(said, dc.systems.DoubleIntegrator())
+    starts = np.random.default_rng(0).uniform(-1.0, 1.0, (6, 2))
+    found = jax.jit(jax.vmap(lambda x0: dc.solve(problem, x0, throw=False)))(jnp.asarray(starts))
+    path = tmp_path_factory.mktemp("plans") / "plans.npz"
+    said |= {"system": "double_integrator", "parameters": {"mass": 1.0}}
+    Demonstrations(np.asarray(found.states), np.asarray(found.controls), 0.1, said).save(path)
+    return path
+
+
+def test_held_out_plans_are_met_by_the_truth(plans, here):
+    arguments = ["fit", "double_integrator", str(plans), "--out", "run", "--steps", "6"]
+    assert main([*arguments, "--quick", "--start", "mass=1"]) == 0
+    result = json.loads((here / "run" / "result.json").read_text())
+    assert result["best_epoch"] == 0 and result["held_out_windows"] == result["held_out_runs"] == 1
+    assert result["imitation_loss"] < 1e-12
+
+
+def test_the_report_plans_again_after_as_many_steps_as_are_compared(plans):
+    runs = Demonstrations.load(plans)
+    problem = build_problem(runs.description, dc.systems.DoubleIntegrator())
+    seen = fit_report.closed_loop(problem, dc.DDP(), runs, 6)
+    np.testing.assert_allclose(seen.controls, runs.controls, atol=1e-6)
+    np.testing.assert_allclose(seen.states, runs.states, atol=1e-6)
+    # The second plan begins at the fifth step and is cut off.
+    seen = fit_report.closed_loop(problem, dc.DDP(), runs, 4)
+    assert seen.states.shape == runs.states.shape and seen.controls.shape == runs.controls.shape
+    np.testing.assert_allclose(seen.controls[:, :4], runs.controls[:, :4], atol=1e-6)
+    assert np.abs(seen.controls[:, 4:] - runs.controls[:, 4:]).max() > 1e-3
 
 
 # Fit: what the user can put right. That it learns is tested where learning is.

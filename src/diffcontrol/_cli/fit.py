@@ -129,12 +129,14 @@ def _fit(options: Options, continues: bool) -> None:
     epochs, most = (2, 64) if options.quick else (options.epochs, options.windows)
     try:
         training_runs, validation_runs, test_runs = demonstrations.split(seed=options.seed)
+        # All windows compare equally many stages: a later step of a recorded plan was not planned
+        # with the full horizon, so that planning from there misses it also with true parameters.
         cut = lambda runs, most: windows(
             runs, problem.horizon, steps=options.steps, most=most, seed=options.seed
         )
         training = cut(training_runs, most)
         validation = cut(validation_runs, min(most, options.validation_windows))
-        test = windows(test_runs, problem.horizon)
+        test = cut(test_runs, None)
     except ValueError as wrong:
         raise UserError(f"{path}: {wrong}") from None
     coordinates, parametrisation, logarithmic = choose_parameters(
@@ -192,7 +194,7 @@ def _fit(options: Options, continues: bool) -> None:
 
     learned = evaluate(judge, trained.model, test, options.batch_size)
     shown = fit_report.most_active(test_runs)
-    driven = fit_report.closed_loop(trained.model, solver, shown)
+    driven = fit_report.closed_loop(trained.model, solver, shown, options.steps)
     report = fit_report.parameters(options.learn, description, problem, trained)
     write_json(options.out / "parameters.json", report)
     write_json(

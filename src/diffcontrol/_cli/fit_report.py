@@ -31,11 +31,11 @@ def most_active(runs: "Demonstrations") -> "Demonstrations":
 
 
 def closed_loop(
-    problem: "ControlProblem", solver: AbstractSolver, runs: "Demonstrations"
+    problem: "ControlProblem", solver: AbstractSolver, runs: "Demonstrations", steps: int
 ) -> Trajectory:
     """The learned controller drives its own model from where the expert started.
 
-    Every plan starts from the controls that the expert applied from that step on, so what is seen
+    It plans again after every `steps` controls. Every plan starts from the controls that the expert applied from that step on, so what is seen
     is the effect of the parameters, not of which local optimum a search finds;
     `diffcontrol evaluate` shows the controller on its own, in a plant.
 
@@ -46,21 +46,22 @@ def closed_loop(
         runs.runs, runs.steps, problem.horizon, problem.control_size
     )
     starts = jnp.asarray(runs.states[:, 0], dtype=guesses.dtype)
-    return _drive(problem, solver, starts, guesses)
+    return _drive(problem, solver, starts, guesses, steps)
 
 
 @eqx.filter_jit
-def _drive(problem, solver, starts, guesses):
+def _drive(problem, solver, starts, guesses, steps):
     def one(x0, guesses):
+        length = guesses.shape[0]
+
         def advance(x, inputs):
             guess, k = inputs
-            u = solve_from(problem, x, k, solver, guess).controls[0]
-            x_next = problem.dynamics(x, u, k)
-            return x_next, (x_next, u)
+            plan = solve_from(problem, x, k, solver, guess)
+            return plan.states[steps], (plan.states[1 : steps + 1], plan.controls[:steps])
 
-        _, (following, controls) = jax.lax.scan(
-            advance, x0, (guesses, jnp.arange(guesses.shape[0]))
-        )
+        _, carried_out = jax.lax.scan(advance, x0, (guesses[::steps], jnp.arange(0, length, steps)))
+        # The last plan may lead beyond the end.
+        following, controls = jax.tree.map(lambda rows: jnp.concatenate(rows)[:length], carried_out)
         return Trajectory(jnp.concatenate([x0[None], following]), controls)
 
     return jax.vmap(one)(starts, guesses)
