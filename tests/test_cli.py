@@ -13,10 +13,10 @@ import pytest
 
 import diffcontrol as dc
 import diffcontrol.systems
-from diffcontrol._cli import fit_report, main, pictures, run_folder
+from diffcontrol._cli import evaluate, fit_report, main, pictures, run_folder
 from diffcontrol._cli.controller import build_controller, build_problem
+from diffcontrol._cli.episodes import Episodes
 from diffcontrol._cli.errors import UserError
-from diffcontrol._cli.evaluate import share_at_bound
 from diffcontrol._cli.learner import choose_parameters, values, with_starts
 from diffcontrol._cli.named import SYSTEMS, load_attribute
 from diffcontrol._cli.plants import GymnasiumPlant, plant_named
@@ -285,8 +285,16 @@ def test_a_described_terminal_cost_and_starts():
 
 def test_share_at_bound():
     controls = np.array([[[2.0], [1.0], [-2.0], [0.0]]])
-    assert share_at_bound(controls, dc.Bounds(-2.0, 2.0)) == 0.5
-    assert share_at_bound(controls, None) == 0.0
+    assert evaluate.share_at_bound(controls, dc.Bounds(-2.0, 2.0)) == 0.5
+    assert evaluate.share_at_bound(controls, None) == 0.0
+
+
+def test_what_follows_the_end_of_an_episode_does_not_count():
+    rest = np.zeros((1, 3))
+    controls, unsolved = np.array([[[0.0], [2.0], [2.0]]]), np.array([[False, False, True]])
+    episodes = Episodes(np.zeros((1, 4, 1)), controls, rest, np.array([2]), unsolved)
+    seen = evaluate._numbers(episodes, dc.Bounds(-2.0, 2.0))
+    assert (seen["share_at_bound"], seen["share_of_unsolved_steps"]) == (0.5, 0.0)
 
 
 # Check.
@@ -359,6 +367,7 @@ def test_evaluate_leaves_what_is_there(learned_run, capsys):
     ("arguments", "words"),
     [
         (["--episodes", "0"], "at least 1"),
+        (["--first-seed", "-1"], "not be negative"),
         (["--plant", "unicycle"], "pendulum, cartpole, double_integrator"),
         (["--plant", "pendulum", "--steps", "2"], "3 entries"),
     ],

@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from diffcontrol import learning
+from diffcontrol.learning.files import without_nan, written_whole
 from diffcontrol.learning.keeper import Clock
 from diffcontrol.learning.metrics import MetricsFile
 
@@ -49,6 +50,10 @@ class Remembering(learning.AbstractLoss):
         return learning.Judged(value, usable, 0.5 * memory + sample[:2])
 
 
+def describe_weight(model):
+    return {"w0": float(model["w"][0])}
+
+
 def fit(folder=None, **settings):
     rng = np.random.default_rng(0)
     samples = rng.normal(size=(37, 3)).astype(np.float32)
@@ -57,7 +62,7 @@ def fit(folder=None, **settings):
     return learning.train(
         Remembering(), parametrisation, coordinates, jnp.asarray(samples[:30]),
         jnp.asarray(samples[30:]), batch_size=8, key=jax.random.key(1), folder=folder,
-        restart_every=3, describe=lambda model: {"w0": float(model["w"][0])}, **settings,
+        restart_every=3, **({"describe": describe_weight} | settings),
     )  # fmt: skip
 
 
@@ -175,7 +180,7 @@ def test_a_finished_fit_resumes_to_the_same(tmp_path):
 def test_metrics_ahead_of_the_checkpoint_are_cut_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
-    length = file.append({"epoch": 0, "loss": float("nan")})
+    length = file.append({"epoch": 0, "loss": None})
     file.append({"epoch": 1})
     file.close()
     MetricsFile(path, length).close()
@@ -207,13 +212,25 @@ def test_nothing_is_overwritten_unless_resumed(tmp_path, name):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
-    with learning.written_whole(path) as file:
+    with written_whole(path) as file:
         file.write(b"old")
-    with pytest.raises(RuntimeError), learning.written_whole(path) as file:
+    with pytest.raises(RuntimeError), written_whole(path) as file:
         file.write(b"half of the n")
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metrics_are_the_same_fresh_and_resumed_where_a_number_is_not_finite(tmp_path):
+    nothing = lambda model: {"w0": float("nan")}
+    fresh = fit(tmp_path, epochs=1, describe=nothing)
+    assert fresh.metrics[0]["parameters"] == {"w0": None}
+    assert fit(tmp_path, epochs=1, describe=nothing, resume=True).metrics == fresh.metrics
+
+
+def test_json_without_nan():
+    given = {"a": [float("inf"), 1.0], "b": {"c": float("nan")}, "d": "nan"}
+    assert without_nan(given) == {"a": [None, 1.0], "b": {"c": None}, "d": "nan"}
 
 
 def test_the_clock_leaves_out_the_first_step(monkeypatch):

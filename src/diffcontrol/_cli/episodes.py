@@ -80,6 +80,24 @@ def run_episodes(
     return Episodes(along(states), along(controls), along(rewards), lengths, along(unsolved))
 
 
+def check_episodes(episodes: int, steps: int | None, first_seed: int) -> None:
+    """Raise `UserError` for numbers of episodes that cannot be driven."""
+    for name, value in (("episodes", episodes), ("steps", steps)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}.")
+    if first_seed < 0:
+        raise UserError(f"--first-seed must not be negative, got {first_seed}.")
+
+
+def check_length(plant: Plant, steps: int) -> None:
+    """Raise `UserError` if the plant ends its episodes before `steps`."""
+    if plant.most_steps is not None and steps > plant.most_steps:
+        raise UserError(
+            f"An episode of {plant.name} ends after {plant.most_steps} steps; give --steps "
+            f"{plant.most_steps} or fewer."
+        )
+
+
 @eqx.filter_jit
 def _act(controller, states, memory):
     return jax.vmap(lambda x, memory: controller(x, memory))(states, memory)

@@ -1,7 +1,6 @@
 """`diffcontrol evaluate`: a learned controller in closed loop, beside its expert."""
 
 import dataclasses
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +12,12 @@ from .. import MPC
 from ..systems.drawing import animate
 from . import pictures
 from .controller import build_controller, build_problem
-from .episodes import Episodes, run_episodes
+from .episodes import Episodes, check_episodes, check_length, run_episodes
 from .errors import UserError
 from .named import SYSTEMS, system_named
 from .plants import Plant, plant_named, usual_plant
 from .progress import progress
-from .run_folder import load_controller, load_description
+from .run_folder import load_controller, load_description, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +55,7 @@ def run(options: Options) -> None:
     Raises:
         UserError: for whatever the user can put right.
     """
-    if options.episodes < 1 or (options.steps is not None and options.steps < 1):
-        raise UserError("--episodes and --steps must be at least 1.")
+    check_episodes(options.episodes, options.steps, options.first_seed)
     if not options.run.is_dir():
         raise UserError(f"There is no run folder {options.run}; `diffcontrol fit` writes one.")
     out = options.run / "evaluation" if options.out is None else options.out
@@ -77,11 +75,7 @@ def run(options: Options) -> None:
     plants = {who: plant_named(name, options.state_of, options.action_of) for who in controllers}
     plant = plants["learned"]
     steps = options.steps or plant.most_steps or 200
-    if plant.most_steps is not None and steps > plant.most_steps:
-        raise UserError(
-            f"An episode of {name} ends after {plant.most_steps} steps; give --steps "
-            f"{plant.most_steps} or fewer."
-        )
+    check_length(plant, steps)
     seeds = list(range(options.first_seed, options.first_seed + options.episodes))
     episodes = _drive(controllers, plants, seeds, steps)
 
@@ -95,9 +89,11 @@ def run(options: Options) -> None:
     }
     if expert is not None:
         best = report["expert"]["mean_return"]
-        report["difference_percent"] = 100 * (report["learned"]["mean_return"] - best) / abs(best)
+        if best != 0.0:
+            apart = report["learned"]["mean_return"] - best
+            report["difference_percent"] = 100 * apart / abs(best)
     out.mkdir(parents=True)
-    (out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(out / "evaluation.json", report)
     _say(report)
     written = _draw(out, episodes, seeds, plant.time_step, bounds, description.get("system"))
     print("pictures:", *written, sep="\n  ")
@@ -105,7 +101,6 @@ def run(options: Options) -> None:
 
 def expert_of(description: dict[str, Any]) -> MPC | None:
     """The expert that a description states, with its true parameters, or None if it does not."""
-
     if not {"system", "parameters", "controller"} <= description.keys():
         return None
     dynamics = system_named(description["system"]).dynamics(**description["parameters"])
@@ -116,7 +111,6 @@ def _drive(
     controllers: dict[str, MPC], plants: dict[str, Plant], seeds: list[int], steps: int
 ) -> dict[str, Episodes]:
     """Both controllers at once, each in its own thread, after compiling for one step."""
-
     try:
         for who, controller in controllers.items():
             run_episodes(controller, plants[who], seeds, 1)
@@ -133,17 +127,18 @@ def _drive(
 
 
 def _numbers(episodes: Episodes, bounds) -> dict[str, Any]:
+    # What follows the end of an episode drove nothing.
+    drove = np.arange(episodes.controls.shape[1]) < episodes.lengths[:, None]
     return {
         "mean_return": float(episodes.returns.mean()),
         "returns": [float(value) for value in episodes.returns],
-        "share_at_bound": share_at_bound(episodes.controls, bounds),
-        "share_of_unsolved_steps": float(episodes.unsolved.mean()),
+        "share_at_bound": share_at_bound(episodes.controls[drove], bounds),
+        "share_of_unsolved_steps": float(episodes.unsolved[drove].mean()),
     }
 
 
 def share_at_bound(controls, bounds) -> float:
-    """The share of the controls `(N, L, m)` that lie at one of their bounds."""
-
+    """The share of the controls `(..., m)` that lie at one of their bounds."""
     if bounds is None:
         return 0.0
     # Bounds that differ between stages: the applied control is that of the first.

@@ -1,7 +1,6 @@
 """`diffcontrol fit`: learn a controller from demonstrations, into a run folder."""
 
 import dataclasses
-import math
 import shlex
 import sys
 from pathlib import Path
@@ -202,7 +201,7 @@ def _fit(options: Options, continues: bool) -> None:
         {
             "held_out_runs": test_runs.runs,
             "held_out_windows": test.time.shape[0],
-            "imitation_loss": _number(learned.loss),
+            "imitation_loss": learned.loss,
             "left_out": learned.left_out,
             "best_epoch": trained.best_epoch,
         },
@@ -225,8 +224,3 @@ def _fit(options: Options, continues: bool) -> None:
 def _as_json(options: Options) -> dict[str, Any]:
     plain = lambda value: str(value) if isinstance(value, Path) else value
     return {name: plain(value) for name, value in dataclasses.asdict(options).items()}
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN; null stands for it."""
-    return value if math.isfinite(value) else None

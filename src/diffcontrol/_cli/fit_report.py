@@ -35,9 +35,9 @@ def closed_loop(
 ) -> Trajectory:
     """The learned controller drives its own model from where the expert started.
 
-    It plans again after every `steps` controls. Every plan starts from the controls that the expert applied from that step on, so what is seen
-    is the effect of the parameters, not of which local optimum a search finds;
-    `diffcontrol evaluate` shows the controller on its own, in a plant.
+    It plans again after every `steps` controls. Every plan starts from the controls that the expert
+    applied from that step on, so what is seen is the effect of the parameters, not of which local
+    optimum a search finds; `diffcontrol evaluate` shows the controller on its own, in a plant.
 
     Returns:
         States `(N, L+1, n)` and controls `(N, L, m)`.

@@ -16,7 +16,7 @@ from .. import MPC
 from .._solve import solve_from
 from ..learning import Demonstrations, windows
 from .controller import build_controller, build_problem
-from .episodes import Episodes, run_episodes
+from .episodes import Episodes, check_episodes, check_length, run_episodes
 from .errors import UserError
 from .named import load_problem, system_named
 from .plants import modelled_by, plant_named
@@ -59,14 +59,10 @@ def run(options: Options) -> None:
     Raises:
         UserError: for whatever the user can put right.
     """
-    _check_numbers(options)
+    check_episodes(options.episodes, options.steps, options.first_seed)
     _check_destination(options.out)
     plant = plant_named(options.plant, options.state_of, options.action_of)
-    if plant.most_steps is not None and options.steps > plant.most_steps:
-        raise UserError(
-            f"An episode of {options.plant} ends after {plant.most_steps} steps; give --steps "
-            f"{plant.most_steps} or fewer."
-        )
+    check_length(plant, options.steps)
     controller, description = _expert(options)
     print(plant.lacks)
     seeds = list(range(options.first_seed, options.first_seed + options.episodes))
@@ -189,12 +185,3 @@ def _check_destination(out: Path) -> None:
         raise UserError(f"{out} exists and is not overwritten; give another --out.")
     if not out.parent.is_dir():
         raise UserError(f"The folder {out.parent} does not exist; make it, or give another --out.")
-
-
-def _check_numbers(options: Options) -> None:
-
-    for name in ("episodes", "steps"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(options, name)}.")
-    if options.first_seed < 0:
-        raise UserError(f"--first-seed must not be negative, got {options.first_seed}.")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 
+from ..learning.files import without_nan, written_whole
 from .controller import build_controller, build_problem
 from .errors import UserError
 from .named import load_problem, system_named
@@ -80,11 +81,10 @@ def can_resume(folder: Path) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    from ..learning import written_whole
-
+    """Write JSON, whole or not at all, with null for NaN and infinities."""
+    text = json.dumps(without_nan(value), indent=1, allow_nan=False)
     with written_whole(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
+        file.write(text.encode() + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -114,8 +114,6 @@ def fingerprint(path: Path) -> str:
 
 def save_controller(folder: Path, problem: "ControlProblem") -> None:
     """Write the arrays of the learned problem."""
-    from ..learning import written_whole
-
     with written_whole(folder / "controller.eqx") as file:
         eqx.tree_serialise_leaves(file, problem)
 

@@ -8,7 +8,6 @@ from .checkpoint import CheckpointError as CheckpointError
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .demonstrations import Demonstrations as Demonstrations
-from .files import written_whole as written_whole
 from .gradients import SampleGradients as SampleGradients
 from .gradients import mean_of_usable as mean_of_usable
 from .gradients import sample_gradients as sample_gradients

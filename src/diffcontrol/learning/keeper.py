@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .files import without_nan
 from .metrics import MetricsFile, read_metrics
 
 
@@ -59,7 +60,8 @@ class Keeper:
         self._pair = (state, self._pair[1])
 
     def epoch_done(self, state: PyTree, line: dict[str, Any]) -> None:
-        """Write the metrics of an epoch and remember the state after it."""
+        """Write the metrics of an epoch, None for NaN, and remember the state after it."""
+        line = without_nan(line)
         length = 0 if self._file is None else self._file.append(line)
         self.lines.append(line)
         self._pair = (state, length)

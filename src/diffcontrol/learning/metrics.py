@@ -1,7 +1,6 @@
 """Metrics as JSON lines that end the same whether or not a run was interrupted."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,8 @@ class MetricsFile:
         self._length = length
 
     def append(self, metrics: dict[str, Any]) -> int:
-        """Write a line, on the disk when this returns; the new length [bytes]."""
-        line = json.dumps(_without_nan(metrics), allow_nan=False).encode() + b"\n"
+        """Write a line without NaN, on the disk when this returns; the new length [bytes]."""
+        line = json.dumps(metrics, allow_nan=False).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -61,12 +60,3 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         raise CheckpointError(
             f"{path}: a line is no JSON; it was changed by hand, so start anew in another folder."
         ) from None
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN; null stands for it."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -76,7 +76,8 @@ class Trained(eqx.Module):
         best_epoch: that epoch; 0 is the start.
         best_loss: its validation loss.
         last: the model after the last epoch.
-        metrics: one dictionary an epoch, beginning with the start as epoch 0.
+        metrics: one dictionary an epoch, beginning with the start as epoch 0; None stands for
+            numbers that are not known or not finite.
     """
 
     model: Any
