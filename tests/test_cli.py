@@ -429,9 +429,14 @@ def plans(tmp_path_factory):
     return path
 
 
+def fit_of(plans: Path) -> list[str]:
+    """A fit that starts at the truth."""
+    settings = ["--epochs", "2", "--steps", "6", "--start", "mass=1"]
+    return ["fit", "double_integrator", str(plans), "--out", "run", *settings]
+
+
 def test_held_out_plans_are_met_by_the_truth(plans, here):
-    arguments = ["fit", "double_integrator", str(plans), "--out", "run", "--steps", "6"]
-    assert main([*arguments, "--quick", "--start", "mass=1"]) == 0
+    assert main(fit_of(plans)) == 0
     result = json.loads((here / "run" / "result.json").read_text())
     assert result["best_epoch"] == 0 and result["held_out_windows"] == result["held_out_runs"] == 1
     assert result["imitation_loss"] < 1e-12
@@ -448,6 +453,47 @@ def test_the_report_plans_again_after_as_many_steps_as_are_compared(plans):
     assert seen.states.shape == runs.states.shape and seen.controls.shape == runs.controls.shape
     np.testing.assert_allclose(seen.controls[:, :4], runs.controls[:, :4], atol=1e-6)
     assert np.abs(seen.controls[:, 4:] - runs.controls[:, 4:]).max() > 1e-3
+
+
+@pytest.fixture
+def begun(plans, here, monkeypatch, capsys):
+    """A fit that was interrupted after its checkpoint."""
+    with monkeypatch.context() as stopped:
+        stopped.setattr(fit_report, "parameters", interrupt)
+        assert main(fit_of(plans)) == 130
+    assert "--resume" in capsys.readouterr().err
+    return here / "run"
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--epochs", "20"], "--epochs 2, not 20"),
+        (["--steps", "1"], "--steps 6, not 1"),
+        (["--raw"], "--raw False"),
+        (["other.npz"], "--data"),
+    ],
+)
+def test_a_continued_fit_keeps_its_settings(options, words, begun, capsys):
+    said = refused(capsys, "fit", "double_integrator", *options, "--out", begun, "--resume")
+    assert words in said
+
+
+def test_options_left_out_are_those_of_the_continued_fit(begun):
+    assert main(["fit", "double_integrator", "--out", str(begun), "--resume"]) == 0
+    assert json.loads((begun / "result.json").read_text())["best_epoch"] == 0
+    assert len((begun / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", ["checkpoint.eqx", "metrics.jsonl", "config.json"])
+def test_a_damaged_run_is_refused_in_a_sentence(name, begun, capsys):
+    (begun / name).write_bytes((begun / name).read_bytes()[:10])
+    said = refused(capsys, "fit", "double_integrator", "--out", begun, "--resume")
+    assert name in said
 
 
 # Fit: what the user can put right. That it learns is tested where learning is.

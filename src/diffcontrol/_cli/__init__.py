@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
+    import functools
     import importlib
 
     from .errors import UserError
@@ -68,7 +69,14 @@ def _run(command: str, arguments: list[str]) -> int:
         raise UserError(
             f"The command line needs `{problem.name}`; run `pip install 'diffcontrol[cli]'`."
         ) from problem
-    options = tyro.cli(module.Options, prog=f"diffcontrol {command}", args=arguments)
+    parse = functools.partial(
+        tyro.cli, module.Options, prog=f"diffcontrol {command}", args=arguments
+    )
+    options = parse()
+    if command == "fit" and (begun := module.begun(options)) is not None:
+        # What is left out stands for the settings of the fit that is continued, so that whatever
+        # differs from them was asked for.
+        options = parse(default=begun)
     _prepare_jax()
     return module.run(options) or 0
 

@@ -6,9 +6,33 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
+import optax
 import tyro
 
+from .. import DDP
+from ..learning import (
+    CheckpointError,
+    ImitationLoss,
+    SystemIdentificationLoss,
+    evaluate,
+    train,
+    windows,
+)
+from . import fit_inputs, fit_report
+from .errors import UserError
+from .learner import choose_parameters, values
 from .record import versions
+from .run_folder import (
+    can_resume,
+    create,
+    fingerprint,
+    read_json,
+    refuse_if_taken,
+    save_controller,
+    write_json,
+)
+from .training_progress import TrainingProgress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +96,15 @@ class Options:
     """Far less work, to see whether everything runs: 2 epochs of 64 windows."""
 
 
-# What may differ between a fit and its continuation.
-_FREE = ("out", "resume", "checkpoint_every")
+def begun(options: Options) -> Options | None:
+    """The settings of the fit that is to be continued, or None if a new one begins.
+
+    Raises:
+        UserError: if the folder holds something else.
+    """
+    if options.resume and can_resume(options.out):
+        return fit_inputs.settings(options)
+    return None
 
 
 def run(options: Options) -> int:
@@ -82,16 +113,13 @@ def run(options: Options) -> int:
     Raises:
         UserError: for whatever the user can put right.
     """
-    from .fit_inputs import settings_of
-    from .run_folder import can_resume, read_json, refuse_if_taken
-
-    continues = options.resume and can_resume(options.out)
-    if continues:
-        options = settings_of(options, read_json(options.out / "config.json"), _FREE)
-    else:
+    earlier = begun(options)
+    if earlier is None:
         refuse_if_taken(options.out)
+    else:
+        fit_inputs.check_same(options, earlier)
     try:
-        _fit(options, continues)
+        _fit(options, earlier is not None)
     except KeyboardInterrupt:
         if not (options.out / "config.json").exists():
             raise
@@ -102,23 +130,6 @@ def run(options: Options) -> int:
 
 
 def _fit(options: Options, continues: bool) -> None:
-    import jax
-    import optax
-
-    from .. import DDP
-    from ..learning import (
-        ImitationLoss,
-        SystemIdentificationLoss,
-        evaluate,
-        train,
-        windows,
-    )
-    from . import fit_inputs, fit_report
-    from .errors import UserError
-    from .learner import choose_parameters, values
-    from .run_folder import create, fingerprint, read_json, save_controller, write_json
-    from .training_progress import TrainingProgress
-
     fit_inputs.check_numbers(options)
     path = fit_inputs.data_path(options.system, options.data)
     demonstrations = fit_inputs.load(path)
@@ -187,6 +198,8 @@ def _fit(options: Options, continues: bool) -> None:
             describe=lambda model: values(model, options.learn),
             report=progress,
         )
+    except CheckpointError as wrong:
+        raise UserError(str(wrong)) from None
     finally:
         progress.close()
     save_controller(options.out, trained.model)

@@ -1,19 +1,21 @@
 """What a fit starts from: its data, the structure of its controller, and its settings."""
 
 import dataclasses
+import math
 import operator
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 
+from .. import ControlProblem
+from .._control_problem import stage_problem
+from ..learning import Demonstrations
 from .errors import UserError
-
-if TYPE_CHECKING:
-    from .. import ControlProblem
-    from ..learning import Demonstrations
+from .learner import START_WEIGHT, STARTS, read_starts, with_starts
+from .named import load_problem, system_named
+from .run_folder import problem_like, read_json
 
 _AT_LEAST_ONE = (
     "epochs",
@@ -33,9 +35,9 @@ def check_numbers(options: Any) -> None:
         if getattr(options, name) < 1:
             raise UserError(f"{flag(name)} must be at least 1, got {getattr(options, name)}.")
     for name in _POSITIVE:
-        if not getattr(options, name) > 0:
+        if not 0 < getattr(options, name) < math.inf:
             raise UserError(f"{flag(name)} must be positive, got {getattr(options, name)}.")
-    if not options.states_weight >= 0:
+    if not 0 <= options.states_weight < math.inf:
         raise UserError(f"--states-weight must not be negative, got {options.states_weight}.")
     if options.seed < 0:
         raise UserError(f"--seed must not be negative, got {options.seed}.")
@@ -54,8 +56,6 @@ def data_path(system: str, data: Path | None) -> Path:
     """
     if data is not None:
         return data.resolve()
-    from .named import load_problem, system_named
-
     # First of all that there is such a system.
     load_problem(system) if ":" in system else system_named(system)
     shipped = Path(__file__).parent.parent / "data" / f"{system}.npz"
@@ -67,24 +67,20 @@ def data_path(system: str, data: Path | None) -> Path:
     return shipped
 
 
-def load(path: Path) -> "Demonstrations":
+def load(path: Path) -> Demonstrations:
     """Read demonstrations, with what is wrong as a `UserError`."""
-    from ..learning import Demonstrations
-
     try:
         return Demonstrations.load(path)
     except ValueError as wrong:
         raise UserError(str(wrong)) from None
 
 
-def describe(system: str, demonstrations: "Demonstrations") -> dict[str, Any]:
+def describe(system: str, demonstrations: Demonstrations) -> dict[str, Any]:
     """The description that the run folder keeps: that of the data, and what is learned.
 
     A file without the structure of its expert's controller gets the system's usual one. True
     parameters are only kept where they are those of the same system.
     """
-    from .named import system_named
-
     said = dict(demonstrations.description)
     if ":" in system:
         for entry in ("system", "parameters", "controller"):
@@ -101,15 +97,12 @@ def describe(system: str, demonstrations: "Demonstrations") -> dict[str, Any]:
     return said | {"system": system}
 
 
-def learner(options: Any, description: dict[str, Any]) -> "ControlProblem":
+def learner(options: Any, description: dict[str, Any]) -> ControlProblem:
     """The problem as the learner believes it at the start.
 
     Raises:
         UserError: for unknown systems, and start values of parameters that there are not.
     """
-    from .learner import START_WEIGHT, STARTS, read_starts, with_starts
-    from .run_folder import problem_like
-
     problem = problem_like(description)
     starts: dict[str, float] = {}
     if "system" in description:
@@ -131,10 +124,8 @@ def with_known(dynamics: Any, parameters: dict[str, float]) -> Any:
     return dynamics
 
 
-def check_sizes(problem: "ControlProblem", demonstrations: "Demonstrations", path: Path) -> None:
+def check_sizes(problem: ControlProblem, demonstrations: Demonstrations, path: Path) -> None:
     """Raise `UserError` if the recorded states or controls do not fit the problem."""
-    from .._control_problem import stage_problem
-
     m = demonstrations.controls.shape[-1]
     if m != problem.control_size:
         raise UserError(
@@ -150,32 +141,31 @@ def check_sizes(problem: "ControlProblem", demonstrations: "Demonstrations", pat
         ) from None
 
 
-def settings_of(options: Any, config: dict[str, Any], free: Sequence[str]) -> Any:
-    """The settings that a fit was started with, for its continuation.
-
-    Options on the command line may be left out or repeated.
+def settings(options: Any) -> Any:
+    """The settings that the fit in `--out` was started with.
 
     Raises:
-        UserError: for an option that differs from the fit's.
+        UserError: if its configuration is damaged.
     """
-    usual = {field.name: field.default for field in dataclasses.fields(options)}
-    stored = config.get("options")
+    stored = read_json(options.out / "config.json").get("options")
     if not isinstance(stored, dict):
         raise UserError(f"{options.out}: config.json holds no options; start a new fit.")
-    changes: dict[str, Any] = {}
-    for name, value in stored.items():
-        if name in free or name not in usual:
-            continue
-        if isinstance(value, list):
-            value = tuple(value)
-        elif name == "data" and value is not None:
-            value = Path(value)
-        given = getattr(options, name)
-        given = given.resolve() if name == "data" and given is not None else given
-        if given not in (value, usual[name]):
+    names = {field.name for field in dataclasses.fields(options)} - {"out", "resume"}
+    values = {name: stored[name] for name in names & stored.keys()}
+    if values.get("data") is not None:
+        values["data"] = Path(values["data"])
+    values["start"] = tuple(values.get("start", ()))
+    return dataclasses.replace(options, **values)
+
+
+def check_same(options: Any, earlier: Any) -> None:
+    """Raise `UserError` for an option that differs from those the fit was started with."""
+    for field in dataclasses.fields(options):
+        given, before = getattr(options, field.name), getattr(earlier, field.name)
+        if field.name == "data" and given is not None:
+            given = given.resolve()
+        if given != before and field.name != "checkpoint_every":
             raise UserError(
-                f"The fit in {options.out} was started with {flag(name)} {value}, not {given}; "
-                "leave the option out, or start a new fit in another --out."
+                f"The fit in {options.out} was started with {flag(field.name)} {before}, not "
+                f"{given}; leave the option out, or start a new fit in another --out."
             )
-        changes[name] = value
-    return dataclasses.replace(options, **changes)

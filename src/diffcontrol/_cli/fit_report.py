@@ -1,37 +1,37 @@
 """What a fit ends with: numbers and pictures of what was learned."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import ControlProblem
 from .._iterate import AbstractSolver
 from .._solve import solve_from
 from .._trajectory import Trajectory
-from ..learning import windows
+from ..learning import Demonstrations, Evaluation, Trained, windows
+from ..systems.drawing import animate
+from .fit_inputs import with_known
 from .learner import values
+from .named import SYSTEMS
 from .run_folder import problem_like
-
-if TYPE_CHECKING:
-    from .. import ControlProblem
-    from ..learning import Demonstrations, Evaluation, Trained
 
 # Closed loops take time to compute and a column each in the picture.
 _MOST_DRAWN = 3
 _MOST_ANIMATED = 3.0  # [s]
 
 
-def most_active(runs: "Demonstrations") -> "Demonstrations":
+def most_active(runs: Demonstrations) -> Demonstrations:
     """The few runs in which the expert worked hardest; they have most to show."""
     effort = np.abs(runs.controls).sum(axis=(1, 2))
     return runs.take(np.argsort(-effort, kind="stable")[:_MOST_DRAWN])
 
 
 def closed_loop(
-    problem: "ControlProblem", solver: AbstractSolver, runs: "Demonstrations", steps: int
+    problem: ControlProblem, solver: AbstractSolver, runs: Demonstrations, steps: int
 ) -> Trajectory:
     """The learned controller drives its own model from where the expert started.
 
@@ -68,11 +68,9 @@ def _drive(problem, solver, starts, guesses, steps):
 
 
 def parameters(
-    learn: str, description: dict[str, Any], start: "ControlProblem", trained: "Trained"
+    learn: str, description: dict[str, Any], start: ControlProblem, trained: Trained
 ) -> dict[str, Any]:
     """Start, learned and true parameters, and what of them can be identified."""
-    from .fit_inputs import with_known
-
     report: dict[str, Any] = {
         "start": values(start, learn),
         "learned": values(trained.model, learn),
@@ -107,7 +105,7 @@ def say(report: dict[str, Any]) -> None:
         print("Optimal controls depend on the combinations only; single parameters may differ.")
 
 
-def say_loss(learned: "Evaluation", runs: int) -> None:
+def say_loss(learned: Evaluation, runs: int) -> None:
     """Print the loss on runs that were neither trained nor selected on."""
     print(
         f"imitation loss on {runs} held-out runs: {learned.loss:.3g} "
@@ -120,14 +118,13 @@ def draw(
     learn: str,
     description: dict[str, Any],
     metrics: list[dict[str, Any]],
-    runs: "Demonstrations",
+    runs: Demonstrations,
     driven: Trajectory,
     report: dict[str, Any],
-    problem: "ControlProblem",
+    problem: ControlProblem,
 ) -> list[Path]:
     """The pictures of a fit; returns where they are."""
-    from ..systems.drawing import animate
-    from . import pictures
+    from . import pictures  # with matplotlib, which no one waits for who asks for --help
 
     known = _known(description)
     written = [folder / "loss.png"]
@@ -178,8 +175,6 @@ def draw(
 
 
 def _known(description: dict[str, Any]):
-    from .named import SYSTEMS
-
     return SYSTEMS.get(description.get("system", ""))
 
 

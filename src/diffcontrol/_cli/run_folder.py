@@ -15,17 +15,15 @@ Nothing in it is pickled: arrays are `.npy` blocks, everything else is JSON.
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 
+from .. import MPC, ControlProblem
 from ..learning.files import without_nan, written_whole
 from .controller import build_controller, build_problem
 from .errors import UserError
 from .named import load_problem, system_named
-
-if TYPE_CHECKING:
-    from .. import MPC, ControlProblem
 
 
 def create(folder: Path, config: dict[str, Any], description: dict[str, Any]) -> None:
@@ -112,7 +110,7 @@ def fingerprint(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save_controller(folder: Path, problem: "ControlProblem") -> None:
+def save_controller(folder: Path, problem: ControlProblem) -> None:
     """Write the arrays of the learned problem."""
     with written_whole(folder / "controller.eqx") as file:
         eqx.tree_serialise_leaves(file, problem)
@@ -130,23 +128,21 @@ def load_description(folder: Path) -> dict[str, Any]:
     return read_json(folder / "description.json")
 
 
-def problem_like(description: dict[str, Any]) -> "ControlProblem":
+def problem_like(description: dict[str, Any]) -> ControlProblem:
     """A problem of the described structure, with arbitrary parameters."""
     if "problem" in description:
         return load_problem(description["problem"])
     return build_problem(description, system_named(description["system"]).dynamics())
 
 
-def controller_of(problem: "ControlProblem", description: dict[str, Any]) -> "MPC":
+def controller_of(problem: ControlProblem, description: dict[str, Any]) -> MPC:
     """The receding-horizon controller for `problem`."""
-    from .. import MPC
-
     if "controller" in description:
         return build_controller(problem, description)
     return MPC(problem)
 
 
-def load_controller(folder: Path) -> "MPC":
+def load_controller(folder: Path) -> MPC:
     """The learned controller.
 
     Raises:

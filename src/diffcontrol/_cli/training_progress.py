@@ -2,10 +2,8 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..learning import Progress
+from ..learning import Progress
 
 _SECONDS_BETWEEN_LINES = 10.0  # where there is no terminal to rewrite a line on
 _SECONDS_BETWEEN_REWRITES = 0.1
@@ -20,7 +18,7 @@ class TrainingProgress:
         self._shown_at = -float("inf")
         self._open = False
 
-    def __call__(self, progress: "Progress") -> None:
+    def __call__(self, progress: Progress) -> None:
         last = progress.epoch + 1 == progress.epochs and progress.batch == progress.batches
         if time.monotonic() - self._shown_at < self._pause and not last:
             return
