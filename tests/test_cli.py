@@ -14,7 +14,7 @@ import pytest
 import diffcontrol as dc
 import diffcontrol.systems
 from diffcontrol._cli import evaluate, fit_report, main, pictures, run_folder
-from diffcontrol._cli.controller import build_controller, build_problem
+from diffcontrol._cli.controller import build_controller, build_problem, true_problem
 from diffcontrol._cli.episodes import Episodes
 from diffcontrol._cli.errors import UserError
 from diffcontrol._cli.learner import choose_parameters, values, with_starts
@@ -223,7 +223,7 @@ def test_the_shipped_file_is_small_and_says_what_it_is():
     runs = Demonstrations.load(SHIPPED)
     said = runs.description
     assert said["plant"] == "gymnasium:Pendulum-v1" and said["system"] == "pendulum"
-    assert said["controller"] == SYSTEMS["pendulum"].controller
+    assert SYSTEMS["pendulum"].controller.items() <= said["controller"].items()
     assert said["command"].startswith("diffcontrol record gymnasium:Pendulum-v1 ")
     assert min(said["seeds"]) >= 1000  # those below are for evaluation
     assert runs.states[:, -1, 0].min() > 0.99  # every episode ends upright
@@ -266,21 +266,25 @@ def test_a_description_that_lacks_an_entry():
         build_problem({}, dc.systems.Pendulum())
 
 
-def test_a_described_terminal_cost_and_starts():
+def test_described_bounds_and_starts():
     said = {
         "controller": {
             **SYSTEMS["pendulum"].controller,
             "horizon": 4,
-            "terminal_weights": [2.0, 3.0, 4.0],
             "upper": None,
             "starts": [[-1.0, 2.0, 3]],
         }
     }
     problem = build_problem(said, dc.systems.Pendulum())
-    assert problem.terminal_cost(jnp.array([0.0, 1.0, 1.0])) == pytest.approx(0.5 * (2 + 3 + 4))
     assert jnp.isinf(problem.control_bounds.upper)
     starts = build_controller(problem, said).starts
     np.testing.assert_array_equal(starts[0, :, 0], [-1.0, -1.0, -1.0, 2.0])
+
+
+def test_a_described_parameter_that_there_is_not():
+    said = {"system": "pendulum", "parameters": {"wind": 1.0}, "controller": {}}
+    with pytest.raises(UserError, match="no parameter `wind`; choose from gravity, mass, length"):
+        true_problem(said)
 
 
 def test_share_at_bound():
@@ -313,6 +317,8 @@ def test_check_passes_and_draws(here, capsys):
         (["absent_module:problem", "--x0", "1"], "no module"),
         (["pendulum", "--x0", "1", "0"], "cannot be solved"),
         (["pendulum", "--plot", "check.txt"], ".png"),
+        (["pendulum", "--entries-per-leaf", "0"], "--entries-per-leaf must be at least 1"),
+        (["pendulum", "--samples", "0"], "--samples must be at least 1"),
     ],
 )
 def test_check_refuses(arguments, words, capsys):
@@ -540,10 +546,9 @@ def test_pictures(here):
     pictures.parameters(history, None, here / "parameters_alone.png")
     names = ([("angle", "rad"), ("speed", "rad/s")], [("torque", "N m")])
     x, u = np.zeros((2, 5, 2)), np.ones((2, 4, 1))
-    pictures.trajectories(0.1, x[0], u[0], x[0], u[0], names, here / "trajectory.png")
-    bounds = (np.array(-1.0), np.array(np.inf))
-    pictures.closed_loop(None, (x, u), (x, u), [3, 4], names, bounds, here / "both.png")
-    pictures.closed_loop(0.1, None, (x, u), [3, 4], names, None, here / "alone.png")
+    limits = dc.Bounds(-1.0, np.inf)
+    pictures.trajectories(None, (x, u), (x, u), names, here / "both.png", "title", limits)
+    pictures.trajectories(0.1, None, (x, u), names, here / "alone.png")
     pictures.returns([0, 1], np.array([-1.0, -2.0]), np.array([-1.5, -2.0]), here / "returns.png")
     pictures.returns([0, 1], None, np.array([-1.5, -2.0]), here / "returns_alone.png")
-    assert len(list(here.glob("*.png"))) == 8
+    assert len(list(here.glob("*.png"))) == 7

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import tyro
 
 from ..testing import check_gradients
+from .destination import check_destination
 from .errors import UserError
 from .named import load_problem, system_named
 
@@ -46,10 +47,14 @@ def run(options: Options) -> int:
     Raises:
         UserError: for whatever the user can put right.
     """
-    if options.samples < 1:
-        raise UserError(f"--samples must be at least 1, got {options.samples}.")
+    for flag, value in (
+        ("--samples", options.samples),
+        ("--entries-per-leaf", options.entries_per_leaf),
+    ):
+        if value < 1:
+            raise UserError(f"{flag} must be at least 1, got {value}.")
     if options.plot is not None:
-        _check_destination(options.plot)
+        check_destination(options.plot, "--plot", ".png")
     if ":" in options.problem:
         problem = load_problem(options.problem)
         if options.x0 is None:
@@ -73,15 +78,3 @@ def run(options: Options) -> int:
         report.plot(options.plot)
         print(f"picture: {options.plot}")
     return 0 if report.passed else 1
-
-
-def _check_destination(plot: Path) -> None:
-
-    if plot.suffix != ".png":
-        raise UserError(f"{plot}: pictures are .png files; give --plot a name that ends so.")
-    if plot.exists():
-        raise UserError(f"{plot} exists and is not overwritten; give another --plot.")
-    if not plot.parent.is_dir():
-        raise UserError(
-            f"The folder {plot.parent} does not exist; make it, or give another --plot."
-        )

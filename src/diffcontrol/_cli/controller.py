@@ -6,41 +6,22 @@ the expert but its dynamics:
     horizon           number T of controls of a plan
     stage_weights     (n+m,) weights of the `GoalCost` of every stage [cost / unit^2]
     goal              (n,) goal state
-    terminal_weights  (n,) weights of the same distance at the last state, or null for no cost there
     lower, upper      (m,) bounds of the controls, or null where unbounded
     starts            further guesses that each step tries: rows [first, second, switch], which
                       stand for the controls `first` before stage `switch` and `second` from there
     tolerance         of the solver, on the relative stationarity; null is the solver's own
     max_iterations    of the solver
-
-The terminal weights are given numbers. They do not depend on the parameters of the dynamics, so
-that a learner with wrong parameters still minimises the very cost that the expert minimised.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from .. import DDP, MPC, Bounds, ControlProblem, GoalCost
 from .errors import UserError
-
-
-class TerminalGoal(eqx.Module):
-    """`1/2 sum_i w_i (x_i - goal_i)^2`: weighted distance of the last state to a goal.
-
-    Attributes:
-        weights: `(n,)` [cost / unit^2].
-        goal: `(n,)`.
-    """
-
-    weights: Float[Array, " n"]
-    goal: Float[Array, " n"]
-
-    def __call__(self, x: Float[Array, " n"]) -> Float[Array, ""]:
-        return 0.5 * self.weights @ (x - self.goal) ** 2
+from .named import system_named
 
 
 def build_problem(description: Mapping[str, Any], dynamics: Callable) -> ControlProblem:
@@ -55,13 +36,11 @@ def build_problem(description: Mapping[str, Any], dynamics: Callable) -> Control
     """
     with _described():
         said = description["controller"]
-        goal, terminal = _floats(said["goal"]), said["terminal_weights"]
-        weights = _floats(said["stage_weights"])
+        weights, goal = _floats(said["stage_weights"]), _floats(said["goal"])
         lower, upper = said["lower"], said["upper"]
         return ControlProblem(
             dynamics=dynamics,
             stage_cost=GoalCost(weights, goal),
-            terminal_cost=None if terminal is None else TerminalGoal(_floats(terminal), goal),
             horizon=said["horizon"],
             control_size=weights.shape[0] - goal.shape[0],
             control_bounds=Bounds(
@@ -69,6 +48,20 @@ def build_problem(description: Mapping[str, Any], dynamics: Callable) -> Control
                 jnp.inf if upper is None else _floats(upper),
             ),
         )
+
+
+def true_problem(description: Mapping[str, Any]) -> ControlProblem:
+    """The control problem of the expert that a description states, with its true parameters.
+
+    Args:
+        description: with the entries "system", "parameters" and "controller".
+
+    Raises:
+        UserError: if they cannot be used.
+    """
+    with _described():
+        dynamics = system_named(description["system"]).with_parameters(description["parameters"])
+    return build_problem(description, dynamics)
 
 
 def build_controller(problem: ControlProblem, description: Mapping[str, Any]) -> MPC:

@@ -80,13 +80,18 @@ def run_episodes(
     return Episodes(along(states), along(controls), along(rewards), lengths, along(unsolved))
 
 
-def check_episodes(episodes: int, steps: int | None, first_seed: int) -> None:
-    """Raise `UserError` for numbers of episodes that cannot be driven."""
+def seeds_of(first_seed: int, episodes: int, steps: int | None) -> list[int]:
+    """The seed of each episode.
+
+    Raises:
+        UserError: for numbers of episodes or steps below one, or a negative seed.
+    """
     for name, value in (("episodes", episodes), ("steps", steps)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}.")
     if first_seed < 0:
         raise UserError(f"--first-seed must not be negative, got {first_seed}.")
+    return list(range(first_seed, first_seed + episodes))
 
 
 def check_length(plant: Plant, steps: int) -> None:

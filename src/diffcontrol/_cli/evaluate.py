@@ -10,13 +10,12 @@ import tyro
 
 from .. import MPC
 from ..systems.drawing import animate
-from . import pictures
-from .controller import build_controller, build_problem
-from .episodes import Episodes, check_episodes, check_length, run_episodes
+from . import pictures, progress
+from .controller import build_controller, true_problem
+from .episodes import Episodes, check_length, run_episodes, seeds_of
 from .errors import UserError
-from .named import SYSTEMS, system_named
+from .named import SYSTEMS, axes_of
 from .plants import Plant, plant_named, usual_plant
-from .progress import progress
 from .run_folder import load_controller, load_description, write_json
 
 
@@ -55,7 +54,7 @@ def run(options: Options) -> None:
     Raises:
         UserError: for whatever the user can put right.
     """
-    check_episodes(options.episodes, options.steps, options.first_seed)
+    seeds = seeds_of(options.first_seed, options.episodes, options.steps)
     if not options.run.is_dir():
         raise UserError(f"There is no run folder {options.run}; `diffcontrol fit` writes one.")
     out = options.run / "evaluation" if options.out is None else options.out
@@ -76,7 +75,6 @@ def run(options: Options) -> None:
     plant = plants["learned"]
     steps = options.steps or plant.most_steps or 200
     check_length(plant, steps)
-    seeds = list(range(options.first_seed, options.first_seed + options.episodes))
     episodes = _drive(controllers, plants, seeds, steps)
 
     bounds = learned.problem.control_bounds
@@ -103,8 +101,7 @@ def expert_of(description: dict[str, Any]) -> MPC | None:
     """The expert that a description states, with its true parameters, or None if it does not."""
     if not {"system", "parameters", "controller"} <= description.keys():
         return None
-    dynamics = system_named(description["system"]).dynamics(**description["parameters"])
-    return build_controller(build_problem(description, dynamics), description)
+    return build_controller(true_problem(description), description)
 
 
 def _drive(
@@ -116,7 +113,7 @@ def _drive(
             run_episodes(controller, plants[who], seeds, 1)
 
         def drive(who: str) -> Episodes:
-            told = progress("driving", steps) if who == "learned" else (lambda step: None)
+            told = progress.steps("driving", steps) if who == "learned" else (lambda step: None)
             return run_episodes(controllers[who], plants[who], seeds, steps, told)
 
         with ThreadPoolExecutor(len(controllers)) as pool:
@@ -168,28 +165,21 @@ def _say(report: dict[str, Any]) -> None:
 
 def _draw(out: Path, episodes, seeds, time_step, bounds, system: str | None) -> list[Path]:
     """The pictures: the hardest, the middle and the easiest start, all returns, an animation."""
-
     learned, expert = episodes["learned"], episodes.get("expert")
     compared = learned if expert is None else expert
     order = np.argsort(compared.returns, kind="stable")
     chosen = sorted({int(order[0]), int(order[len(order) // 2]), int(order[-1])})
-    n, m = learned.states.shape[-1], learned.controls.shape[-1]
     known = SYSTEMS.get(system or "")
-    names = (
-        (known.states, known.controls)
-        if known is not None
-        else ([(f"state {i}", "1") for i in range(n)], [(f"control {i}", "1") for i in range(m)])
-    )
-    sides = None if bounds is None else (np.asarray(bounds.lower), np.asarray(bounds.upper))
     written = [out / "closed_loop.png", out / "returns.png"]
-    pictures.closed_loop(
+    listed = ", ".join(str(seeds[i]) for i in chosen)
+    pictures.trajectories(
         time_step,
         None if expert is None else (expert.states[chosen], expert.controls[chosen]),
         (learned.states[chosen], learned.controls[chosen]),
-        [seeds[i] for i in chosen],
-        names,
-        sides,
+        axes_of(known, learned.states.shape[-1], learned.controls.shape[-1]),
         written[0],
+        title=f"Closed loop from the starts of seeds {listed}",
+        bounds=bounds,
     )
     pictures.returns(seeds, None if expert is None else expert.returns, learned.returns, written[1])
     if known is not None and known.draw is not None and time_step is not None:

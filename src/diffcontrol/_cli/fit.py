@@ -19,10 +19,9 @@ from ..learning import (
     train,
     windows,
 )
-from . import fit_inputs, fit_report
+from . import fit_inputs, fit_report, progress
 from .errors import UserError
 from .learner import choose_parameters, values
-from .record import versions
 from .run_folder import (
     can_resume,
     create,
@@ -32,7 +31,7 @@ from .run_folder import (
     save_controller,
     write_json,
 )
-from .training_progress import TrainingProgress
+from .versions import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +176,6 @@ def _fit(options: Options, continues: bool) -> None:
     # are long and disagree, have become short and agree.
     steps = epochs * -(-number // options.batch_size)
     schedule = optax.cosine_decay_schedule(options.learning_rate, steps)
-    progress = TrainingProgress()
     try:
         trained = train(
             loss,
@@ -196,12 +194,10 @@ def _fit(options: Options, continues: bool) -> None:
             clip=options.clip,
             validation_loss=judge if imitates else None,
             describe=lambda model: values(model, options.learn),
-            report=progress,
+            report=progress.training(),
         )
     except CheckpointError as wrong:
         raise UserError(str(wrong)) from None
-    finally:
-        progress.close()
     save_controller(options.out, trained.model)
 
     learned = evaluate(judge, trained.model, test, options.batch_size)

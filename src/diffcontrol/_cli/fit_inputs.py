@@ -2,16 +2,15 @@
 
 import dataclasses
 import math
-import operator
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 
 from .. import ControlProblem
 from .._control_problem import stage_problem
 from ..learning import Demonstrations
+from .controller import true_problem
 from .errors import UserError
 from .learner import START_WEIGHT, STARTS, read_starts, with_starts
 from .named import load_problem, system_named
@@ -93,7 +92,7 @@ def describe(system: str, demonstrations: Demonstrations) -> dict[str, Any]:
             f"The demonstrations are of `{said['system']}`, not of `{system}`; give another file "
             "or fit that system."
         )
-    said.setdefault("controller", dict(known.controller))
+    said.setdefault("controller", known.controller)
     return said | {"system": system}
 
 
@@ -109,19 +108,10 @@ def learner(options: Any, description: dict[str, Any]) -> ControlProblem:
         if options.learn != "cost":
             starts |= STARTS.get(description["system"], {})
         elif "parameters" in description:
-            dynamics = with_known(problem.dynamics, description["parameters"])
-            problem = eqx.tree_at(operator.attrgetter("dynamics"), problem, dynamics)
+            problem = true_problem(description)
         if options.learn != "dynamics":
             starts |= {"weights": START_WEIGHT, "goal": 0.0}
     return with_starts(problem, options.learn, starts | read_starts(options.start))
-
-
-def with_known(dynamics: Any, parameters: dict[str, float]) -> Any:
-    """Dynamics of one of our systems with these parameters."""
-    for name, value in parameters.items():
-        if hasattr(dynamics, name):
-            dynamics = eqx.tree_at(operator.attrgetter(name), dynamics, jnp.asarray(float(value)))
-    return dynamics
 
 
 def check_sizes(problem: ControlProblem, demonstrations: Demonstrations, path: Path) -> None:

@@ -14,10 +14,9 @@ from .._solve import solve_from
 from .._trajectory import Trajectory
 from ..learning import Demonstrations, Evaluation, Trained, windows
 from ..systems.drawing import animate
-from .fit_inputs import with_known
+from .controller import true_problem
 from .learner import values
-from .named import SYSTEMS
-from .run_folder import problem_like
+from .named import SYSTEMS, axes_of
 
 # Closed loops take time to compute and a column each in the picture.
 _MOST_DRAWN = 3
@@ -77,9 +76,7 @@ def parameters(
     }
     known = _known(description)
     if known is not None and "parameters" in description:
-        like = problem_like(description)
-        dynamics = with_known(like.dynamics, description["parameters"])
-        report["true"] = values(eqx.tree_at(lambda p: p.dynamics, like, dynamics), learn)
+        report["true"] = values(true_problem(description), learn)
     if known is not None and known.combinations and learn != "cost":
         report["identifiable"] = {
             name: {who: float(formula(report[who])) for who in _columns(report)}
@@ -141,25 +138,15 @@ def draw(
         units = None if known is None else known.parameters
         pictures.parameters(history, truth, written[-1], units)
 
-    n, m = runs.states.shape[-1], runs.controls.shape[-1]
-    names = (
-        (known.states, known.controls)
-        if known is not None
-        else ([(f"state {i}", "1") for i in range(n)], [(f"control {i}", "1") for i in range(m)])
-    )
-    bounds = problem.control_bounds
-    sides = None if bounds is None else (np.asarray(bounds.lower), np.asarray(bounds.upper))
     written.append(folder / "trajectories.png")
     pictures.trajectories(
         runs.time_step,
-        runs.states,
-        runs.controls,
-        np.asarray(driven.states),
-        np.asarray(driven.controls),
-        names,
+        (runs.states, runs.controls),
+        (np.asarray(driven.states), np.asarray(driven.controls)),
+        axes_of(known, runs.states.shape[-1], runs.controls.shape[-1]),
         written[-1],
         title="held-out runs; the learned controller drives its own model",
-        bounds=sides,
+        bounds=problem.control_bounds,
     )
     if known is not None and known.draw is not None and runs.time_step is not None:
         written.append(folder / "animation.gif")

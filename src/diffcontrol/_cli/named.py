@@ -7,8 +7,10 @@ import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from .. import ControlProblem, systems
 from .errors import UserError
@@ -24,10 +26,9 @@ class System:
         module: holds its `cost()`, `bounds()`, `start(key)` and `problem(...)`.
         parameters: unit of each parameter of the dynamics.
         states, controls: name and unit of each, for axes.
-        time_step: [s].
         combinations: what its optimal controls depend on, where that is less than all the
             parameters: a name, and how to compute it from the parameters.
-        controller: of its expert; what `controller.py` reads.
+        planning: how its expert plans; what `controller.py` reads, without cost and bounds.
         draw: fills axes with a state and a control, for animations, or None.
     """
 
@@ -37,10 +38,41 @@ class System:
     parameters: Mapping[str, str]
     states: tuple[tuple[str, str], ...]
     controls: tuple[tuple[str, str], ...]
-    time_step: float
     combinations: Mapping[str, Callable[[Mapping[str, float]], float]]
-    controller: Mapping[str, Any]
+    planning: Mapping[str, Any]
     draw: Callable[..., None] | None = None
+
+    @property
+    def time_step(self) -> float:
+        """[s]."""
+        return self.dynamics().time_step
+
+    @property
+    def controller(self) -> dict[str, Any]:
+        """What the description of its expert says, with the cost and the bounds of the module."""
+        cost, bounds = self.module.cost(), self.module.bounds()
+        size = len(self.controls)
+        return {
+            **self.planning,
+            "stage_weights": cost.weights.tolist(),
+            "goal": cost.goal.tolist(),
+            "lower": np.broadcast_to(bounds.lower, size).tolist(),
+            "upper": np.broadcast_to(bounds.upper, size).tolist(),
+        }
+
+    def with_parameters(self, parameters: Mapping[str, float]) -> Any:
+        """Its dynamics with these parameters, the usual ones where none is given.
+
+        Raises:
+            UserError: for a parameter that it does not have.
+        """
+        for name in parameters:
+            if name not in self.parameters:
+                raise UserError(
+                    f"The system `{self.name}` has no parameter `{name}`; choose from "
+                    f"{', '.join(self.parameters)}."
+                )
+        return self.dynamics(**parameters)
 
 
 # What it takes to swing up from each of the seeds 0 to 19 of Gymnasium's Pendulum-v1. A horizon
@@ -51,11 +83,6 @@ class System:
 # alone the mean return is -168 instead of -135.
 _PENDULUM_EXPERT = {
     "horizon": 40,
-    "stage_weights": [1.0, 1.0, 0.1, 0.001],
-    "goal": [1.0, 0.0, 0.0],
-    "terminal_weights": None,
-    "lower": [-2.0],
-    "upper": [2.0],
     "starts": [[-2.0, 2.0, 6], [2.0, -2.0, 6]],
     "tolerance": None,
     "max_iterations": 30,
@@ -63,11 +90,6 @@ _PENDULUM_EXPERT = {
 
 _CARTPOLE_EXPERT = {
     "horizon": 40,
-    "stage_weights": [0.1, 0.1, 1.0, 1.0, 0.1, 0.001],
-    "goal": [0.0, 0.0, 1.0, 0.0, 0.0],
-    "terminal_weights": None,
-    "lower": [-100.0],
-    "upper": [100.0],
     "starts": [[0.0, 0.0, 0]],
     "tolerance": None,
     "max_iterations": 100,
@@ -75,11 +97,6 @@ _CARTPOLE_EXPERT = {
 
 _DOUBLE_INTEGRATOR_EXPERT = {
     "horizon": 20,
-    "stage_weights": [1.0, 0.1, 0.01],
-    "goal": [0.0, 0.0],
-    "terminal_weights": None,
-    "lower": [-1.0],
-    "upper": [1.0],
     "starts": [],
     "tolerance": None,
     "max_iterations": 100,
@@ -95,12 +112,11 @@ SYSTEMS = {
             parameters={"gravity": "m/s^2", "mass": "kg", "length": "m"},
             states=(("cos(angle)", "1"), ("sin(angle)", "1"), ("angular speed", "rad/s")),
             controls=(("torque", "N m"),),
-            time_step=0.05,
             combinations={
                 "gravity / length [1/s^2]": lambda p: p["gravity"] / p["length"],
                 "mass length^2 [kg m^2]": lambda p: p["mass"] * p["length"] ** 2,
             },
-            controller=_PENDULUM_EXPERT,
+            planning=_PENDULUM_EXPERT,
             draw=systems.drawing.draw_pendulum,
         ),
         System(
@@ -121,9 +137,8 @@ SYSTEMS = {
                 ("angular speed", "rad/s"),
             ),
             controls=(("force", "N"),),
-            time_step=0.05,
             combinations={},
-            controller=_CARTPOLE_EXPERT,
+            planning=_CARTPOLE_EXPERT,
             draw=systems.drawing.draw_cartpole,
         ),
         System(
@@ -133,9 +148,8 @@ SYSTEMS = {
             parameters={"mass": "kg"},
             states=(("position", "m"), ("speed", "m/s")),
             controls=(("force", "N"),),
-            time_step=0.1,
             combinations={},
-            controller=_DOUBLE_INTEGRATOR_EXPERT,
+            planning=_DOUBLE_INTEGRATOR_EXPERT,
         ),
     )
 }
@@ -153,6 +167,17 @@ def system_named(name: str) -> System:
             "as module:attribute."
         )
     return SYSTEMS[name]
+
+
+Axes = tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]]]
+
+
+def axes_of(system: System | None, states: int, controls: int) -> Axes:
+    """Name and unit of each state, and of each control; numbers for systems that are not ours."""
+    if system is not None:
+        return system.states, system.controls
+    numbered = lambda what, count: [(f"{what} {i}", "1") for i in range(count)]
+    return numbered("state", states), numbered("control", controls)
 
 
 def load_attribute(text: str) -> Any:

@@ -14,12 +14,14 @@ import numpy as np
 
 matplotlib.use("Agg")  # no window is opened
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+from .. import Bounds
+from .named import Axes
 
 EXPERT, LEARNED, START = "#0072B2", "#D55E00", "#7F7F7F"
 _EXPERT_STYLE: dict[str, Any] = {"color": EXPERT, "linewidth": 2.2}
 _LEARNED_STYLE: dict[str, Any] = {"color": LEARNED, "linewidth": 1.3, "linestyle": (0, (4, 2))}
-
-Names = Sequence[tuple[str, str]]
 
 
 def loss_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -46,7 +48,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
     below.plot(epochs, [100.0 * share for share in of("left_out")], color=START, linewidth=1.3)
     below.set_ylabel("left out [%]")
     below.set_ylim(bottom=0.0)
-    below.set_xlabel("epoch")
+    _epochs_along(below)
     above.set_title("Loss; below, samples left out because their solve did not converge")
     _save(figure, path)
 
@@ -78,7 +80,7 @@ def parameters(
         axes.plot(values, color=LEARNED, linewidth=1.6, label="learned")
         axes.plot(0, values[0], "o", color=START, label="start")
         axes.set_ylabel(f"{name} [{units[name]}]" if name in units else name)
-        axes.set_xlabel("epoch")
+        _epochs_along(axes)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
     handles, labels = grid.flat[0].get_legend_handles_labels()
@@ -88,32 +90,25 @@ def parameters(
 
 def trajectories(
     time_step: float | None,
-    expert_states: np.ndarray | None,
-    expert_controls: np.ndarray | None,
-    learned_states: np.ndarray,
-    learned_controls: np.ndarray,
-    names: tuple[Names, Names],
+    expert: tuple[np.ndarray, np.ndarray] | None,
+    learned: tuple[np.ndarray, np.ndarray],
+    names: Axes,
     path: Path,
     title: str = "",
-    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    bounds: Bounds | None = None,
 ) -> None:
     """States and controls over time, learned over expert, one column a run.
 
     Args:
         time_step: [s]; None counts steps.
-        expert_states, learned_states: `(N, L+1, n)` or, for a single run, `(L+1, n)`; the
-            expert's may be None.
-        expert_controls, learned_controls: `(N, L, m)` or `(L, m)`.
+        expert, learned: states `(N, L+1, n)` and controls `(N, L, m)` of N runs; no expert is None.
         names: name and unit of each state, and of each control.
         path: of the picture.
         title: above the picture.
-        bounds: of the controls, `(m,)` each, to be drawn as limits; infinite ones are not.
+        bounds: of the controls, drawn as limits where they are finite.
     """
-    several = lambda array: np.asarray(array)[None] if np.ndim(array) == 2 else np.asarray(array)
-    learned = (several(learned_states), several(learned_controls))
     drawn = [(*learned, _LEARNED_STYLE, "learned")]
-    if expert_states is not None and expert_controls is not None:
-        expert = (several(expert_states), several(expert_controls))
+    if expert is not None:
         drawn.insert(0, (*expert, _EXPERT_STYLE, "expert"))
     count, n, m = len(learned[0]), learned[0].shape[-1], learned[1].shape[-1]
     figure, grid = plt.subplots(
@@ -148,31 +143,6 @@ def trajectories(
     _save(figure, path)
 
 
-def closed_loop(
-    time_step: float | None,
-    expert: tuple[np.ndarray, np.ndarray] | None,
-    learned: tuple[np.ndarray, np.ndarray],
-    seeds: Sequence[int],
-    names: tuple[Names, Names],
-    bounds: tuple[np.ndarray, np.ndarray] | None,
-    path: Path,
-) -> None:
-    """Closed loops of learned controller and expert from the same starts, one column a seed.
-
-    Args:
-        time_step: [s]; None counts steps.
-        expert, learned: states `(N, L+1, n)` and controls `(N, L, m)`; no expert is None.
-        seeds: of the N episodes.
-        names: name and unit of each state, and of each control.
-        bounds: of the controls, `(m,)` each.
-        path: of the picture.
-    """
-    listed = ", ".join(str(seed) for seed in seeds)
-    title = f"Closed loop from the starts of seeds {listed}"
-    states, controls = (None, None) if expert is None else expert
-    trajectories(time_step, states, controls, *learned, names, path, title, bounds)
-
-
 def returns(
     seeds: Sequence[int], expert: np.ndarray | None, learned: np.ndarray, path: Path
 ) -> None:
@@ -200,15 +170,22 @@ def returns(
     _save(figure, path)
 
 
-def _draw_limits(axes, bounds, i: int) -> None:
+def _draw_limits(axes, bounds: Bounds | None, i: int) -> None:
     """Dotted lines at the finite bounds of control `i`; bounds that differ by stage are not."""
-    for k, side in enumerate(bounds or ()):
+    if bounds is None:
+        return
+    for k, side in enumerate((bounds.lower, bounds.upper)):
         if np.ndim(side) > 1:
             continue
         value = float(np.ravel(side)[min(i, np.size(side) - 1)])
         if math.isfinite(value):
             label = "bound" if k == 0 else None
             axes.axhline(value, color="black", linewidth=0.8, linestyle=":", label=label)
+
+
+def _epochs_along(axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _logarithmic_if_positive(axes, values: Sequence[float]) -> None:

@@ -1,8 +1,6 @@
 """`diffcontrol record`: an expert drives a plant, and what it did becomes demonstrations."""
 
 import dataclasses
-import importlib.metadata
-import platform
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +13,14 @@ import tyro
 from .. import MPC
 from .._solve import solve_from
 from ..learning import Demonstrations, windows
-from .controller import build_controller, build_problem
-from .episodes import Episodes, check_episodes, check_length, run_episodes
+from . import progress
+from .controller import build_controller, true_problem
+from .destination import check_destination
+from .episodes import Episodes, check_length, run_episodes, seeds_of
 from .errors import UserError
 from .named import load_problem, system_named
 from .plants import modelled_by, plant_named
-from .progress import progress
+from .versions import versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +59,15 @@ def run(options: Options) -> None:
     Raises:
         UserError: for whatever the user can put right.
     """
-    check_episodes(options.episodes, options.steps, options.first_seed)
-    _check_destination(options.out)
+    seeds = seeds_of(options.first_seed, options.episodes, options.steps)
+    check_destination(options.out, "--out", ".npz")
     plant = plant_named(options.plant, options.state_of, options.action_of)
     check_length(plant, options.steps)
     controller, description = _expert(options)
     print(plant.lacks)
-    seeds = list(range(options.first_seed, options.first_seed + options.episodes))
     try:
         episodes = run_episodes(
-            controller, plant, seeds, options.steps, progress("recording", options.steps)
+            controller, plant, seeds, options.steps, progress.steps("recording", options.steps)
         )
     finally:
         plant.close()
@@ -97,7 +96,7 @@ def run(options: Options) -> None:
         "returns": [round(float(value), 4) for value in episodes.returns[good]],
         "versions": versions(),
     }
-    _check_destination(options.out)
+    check_destination(options.out, "--out", ".npz")
     Demonstrations(
         episodes.states[good], episodes.controls[good], plant.time_step, description
     ).save(options.out)
@@ -144,21 +143,8 @@ def command_of(options: Options) -> str:
     return shlex.join(words)
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that numbers may depend on, and of Python."""
-
-    found = {"python": platform.python_version()}
-    for name in ("diffcontrol", "jax", "jaxlib", "equinox", "numpy", "gymnasium"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _expert(options: Options) -> tuple[MPC, dict[str, Any]]:
     """The controller, and what the description says about it."""
-
     if options.problem is not None:
         return MPC(load_problem(options.problem)), {"problem": options.problem}
     name = modelled_by(options.plant)
@@ -168,20 +154,10 @@ def _expert(options: Options) -> tuple[MPC, dict[str, Any]]:
             "--problem module:attribute."
         )
     system = system_named(name)
-    dynamics = system.dynamics()
+    usual = system.dynamics()
     description = {
         "system": name,
-        "parameters": {key: float(np.asarray(getattr(dynamics, key))) for key in system.parameters},
-        "controller": dict(system.controller),
+        "parameters": {key: float(getattr(usual, key)) for key in system.parameters},
+        "controller": system.controller,
     }
-    return build_controller(build_problem(description, dynamics), description), description
-
-
-def _check_destination(out: Path) -> None:
-
-    if out.suffix != ".npz":
-        raise UserError(f"{out}: demonstrations are .npz files; give --out a name that ends so.")
-    if out.exists():
-        raise UserError(f"{out} exists and is not overwritten; give another --out.")
-    if not out.parent.is_dir():
-        raise UserError(f"The folder {out.parent} does not exist; make it, or give another --out.")
+    return build_controller(true_problem(description), description), description

@@ -30,11 +30,11 @@ def create(folder: Path, config: dict[str, Any], description: dict[str, Any]) ->
     """Make the folder of a new fit. The configuration is written last: with it, a fit can resume.
 
     Raises:
-        UserError: if the folder exists and holds anything, or cannot be made.
+        UserError: if the folder exists already, or cannot be made.
     """
     refuse_if_taken(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         write_json(folder / "description.json", description)
         write_json(folder / "config.json", config)
     except OSError as problem:
