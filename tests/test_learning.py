@@ -356,6 +356,15 @@ def test_sizes_below_one_are_refused(demonstrations, name):
         fit(demonstrations, **{name: 0})
 
 
+def test_no_samples_are_refused(demonstrations):
+    cut = learning.windows(demonstrations, learners.HORIZON)
+    none = jax.tree.map(lambda leaf: leaf[:0], cut)
+    with pytest.raises(ValueError, match="number of samples must be at least 1"):
+        learning.evaluate(LOSS, learners.problem(), none)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+        learning.evaluate(LOSS, learners.problem(), cut, batch_size=0)
+
+
 @pytest.mark.parametrize("clip", [0.0, -1.0, np.inf, np.nan])
 def test_a_clip_that_is_no_length_is_refused(demonstrations, clip):
     with pytest.raises(ValueError, match="`clip` must be a positive number"):

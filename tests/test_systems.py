@@ -214,6 +214,8 @@ def test_single_precision_stays_single(name):
 def test_refuses_misuse_in_words():
     with pytest.raises(ValueError, match="`mass` must be one number"):
         systems.Pendulum(mass=jnp.ones(2))
+    with pytest.raises(TypeError, match="`mass` must be real"):
+        systems.Pendulum(mass=1j)
     with pytest.raises(ValueError, match="`time_step` must be positive"):
         systems.Cartpole(time_step=0.0)
     with pytest.raises(TypeError, match="time_step"):

@@ -107,4 +107,4 @@ class _described:
 
 
 def _floats(value: Any) -> Array:
-    return jnp.asarray(value, dtype=jnp.result_type(float))
+    return jnp.asarray(value, dtype=float)

@@ -40,7 +40,10 @@ def sample_gradients(
     Args:
         loss: judges one sample.
         parametrisation, coordinates: where the model is; gradients are by the coordinates.
-        batch, memory: stacked along axis 0.
+        batch, memory: B samples and what each starts from, stacked along axis 0.
+
+    Returns:
+        Values, gradients and memories of all B samples, and which of them are usable.
     """
 
     def objective(coordinates, sample, memory):

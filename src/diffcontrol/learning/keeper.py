@@ -39,7 +39,8 @@ class Keeper:
             return
         checkpoint, metrics = folder / "checkpoint.eqx", folder / "metrics.jsonl"
         for path in (checkpoint, metrics):
-            if path.exists() and not resume:
+            # An empty one is left when the very first step fails.
+            if path.exists() and path.stat().st_size and not resume:
                 raise CheckpointError(
                     f"{path} exists and is not overwritten; give another `folder`, or go on from "
                     "it with resume=True."

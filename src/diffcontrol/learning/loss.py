@@ -56,9 +56,18 @@ def evaluate(loss: AbstractLoss, model: Any, samples: PyTree, batch_size: int = 
         model: what to judge.
         samples: stacked along axis 0.
         batch_size: how many samples are judged at once.
+
+    Returns:
+        The mean over the usable samples, and the share of the others.
+
+    Raises:
+        ValueError: if there are no samples or `batch_size` is below one.
     """
     total, used = 0.0, 0
     number = size_of(samples)
+    for name, size in (("the number of samples", number), ("`batch_size`", batch_size)):
+        if size < 1:
+            raise ValueError(f"evaluate: {name} must be at least 1, got {size}.")
     for rows in minibatches(np.arange(number), batch_size):
         # Rows are taken outside the compiled program, which so serves any number of samples.
         batch = take_rows(samples, jnp.asarray(rows))

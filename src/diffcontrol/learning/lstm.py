@@ -68,7 +68,13 @@ class LSTMPolicy(eqx.Module):
 
 
 class SequenceLoss(AbstractLoss):
-    """Mean squared difference of controls, for a model `x0 -> controls (T, m)`."""
+    r"""Mean squared difference `mean_{t, i} (u_t,i - u*_t,i)^2` to the expert's controls.
+
+    For a model `x0 -> controls (T, m)`, over the stages that a window holds; value in the unit of
+    the controls, squared.
+
+    Source: the imitation loss of DiffMPC (Amos et al. 2018), section 5, for its baseline "nn".
+    """
 
     def start(self, sample: Window) -> None:
         return None

@@ -141,12 +141,18 @@ def train(
             a checkpoint that is damaged or belongs to something else.
         KeyboardInterrupt: at Ctrl-C, after a checkpoint was written.
     """
-    sizes = {"epochs": epochs, "batch_size": batch_size, "restart_every": restart_every}
+    number = size_of(training)
+    sizes = {
+        "`epochs`": epochs,
+        "`batch_size`": batch_size,
+        "`restart_every`": restart_every,
+        "the number of training samples": number,
+        "the number of validation samples": size_of(validation),
+    }
     for name, value in sizes.items():
         if value is not None and value < 1:
-            raise ValueError(f"train: `{name}` must be at least 1, got {value}.")
+            raise ValueError(f"train: {name} must be at least 1, got {value}.")
     check_clip(clip)
-    number = size_of(training)
     batches = -(-number // batch_size)
 
     keeper = Keeper(folder, _initial(loss, optimiser, coordinates, training), resume)

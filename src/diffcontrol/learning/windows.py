@@ -65,10 +65,10 @@ def windows(
 
     row, at = run[:, None], k[:, None]
     ahead = np.minimum(at + np.arange(horizon), demonstrations.steps - 1)
-    as_floats = lambda array: jnp.asarray(array, dtype=jnp.result_type(float))
+    in_precision = lambda array: jnp.asarray(array, dtype=float)  # as wide as JAX is set to
     return Window(
         time=jnp.asarray(k),
-        controls=as_floats(demonstrations.controls[row, at + np.arange(steps)]),
-        states=as_floats(demonstrations.states[row, at + np.arange(steps + 1)]),
-        guess=as_floats(demonstrations.controls[row, ahead]),
+        controls=in_precision(demonstrations.controls[row, at + np.arange(steps)]),
+        states=in_precision(demonstrations.states[row, at + np.arange(steps + 1)]),
+        guess=in_precision(demonstrations.controls[row, ahead]),
     )

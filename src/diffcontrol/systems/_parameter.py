@@ -1,21 +1,23 @@
 """Numbers become parameters: what the constructors of all systems share."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
+
+from .._types import as_floats
 
 
 def parameter(name: str, value: ArrayLike) -> Float[Array, ""]:
     """`value` as a floating-point array scalar, hence a leaf with a gradient.
 
     Raises:
+        TypeError: if it is not a real number.
         ValueError: if it is not a scalar.
     """
-    array = jnp.asarray(value)
+    array = as_floats(name, value)
     if array.shape != ():
         raise ValueError(
             f"`{name}` must be one number, but has shape {array.shape}. Batch with jax.vmap."
         )
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+    return array
 
 
 def fixed_step(value: float) -> float:

@@ -35,6 +35,7 @@ class Cartpole(eqx.Module):
         time_step: dt [s], fixed.
 
     Raises:
+        TypeError: if a parameter is not a real number or the step not a Python number.
         ValueError: if a parameter is not a scalar or the step not positive.
 
     Source: Barto, Sutton and Anderson 1983 as in Gym's CartPole; Amos et al. 2018 (DiffMPC).
@@ -82,7 +83,11 @@ class Cartpole(eqx.Module):
 
 
 def cost() -> GoalCost:
-    """Distance to upright, centred and at rest, goal `(0, 0, 1, 0, 0)`; the papers' weights."""
+    """Distance to upright, centred and at rest, goal `(0, 0, 1, 0, 0)`.
+
+    The papers' weights: 0.1 [cost / m^2] of position and [cost s^2 / m^2] of speed, 1 [cost] of
+    cosine and sine, 0.1 [cost s^2 / rad^2] of the pole's speed, 0.001 [cost / N^2] of force.
+    """
     return GoalCost(
         weights=jnp.array([0.1, 0.1, 1.0, 1.0, 0.1, 0.001]),
         goal=jnp.array([0.0, 0.0, 1.0, 0.0, 0.0]),

@@ -28,7 +28,10 @@ class DoubleIntegrator(eqx.Module):
         time_step: dt [s], fixed.
 
     Raises:
+        TypeError: if a parameter is not a real number or the step not a Python number.
         ValueError: if a parameter is not a scalar or the step not positive.
+
+    Source: the double integrator under a zero-order hold, as in textbooks on digital control.
     """
 
     mass: Float[Array, ""]
@@ -47,7 +50,11 @@ class DoubleIntegrator(eqx.Module):
 
 
 def cost() -> GoalCost:
-    """Distance to rest at the origin."""
+    """Distance to rest at the origin.
+
+    Weights: 1 [cost / m^2] of position, 0.1 [cost s^2 / m^2] of velocity, 0.01 [cost / N^2] of
+    the force.
+    """
     return GoalCost(weights=jnp.array([1.0, 0.1, 0.01]), goal=jnp.zeros(2))
 
 

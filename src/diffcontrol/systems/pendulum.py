@@ -33,6 +33,7 @@ class Pendulum(eqx.Module):
         time_step: dt [s], fixed.
 
     Raises:
+        TypeError: if a parameter is not a real number or the step not a Python number.
         ValueError: if a parameter is not a scalar or the step not positive.
 
     Source: the systems of Amos et al. 2018 (DiffMPC) and of DiLQR (2025), after Gym's Pendulum.
@@ -78,6 +79,7 @@ class ComplexPendulum(eqx.Module):
         time_step: dt [s], fixed.
 
     Raises:
+        TypeError: if a parameter is not a real number or the step not a Python number.
         ValueError: if a parameter is not a scalar or the step not positive.
 
     Source: Amos et al. 2018 (DiffMPC), section 5.4.
@@ -114,7 +116,11 @@ class ComplexPendulum(eqx.Module):
 
 
 def cost() -> GoalCost:
-    """Distance to upright and at rest, goal `(1, 0, 0)`, with the papers' weights."""
+    """Distance to upright and at rest, goal `(1, 0, 0)`.
+
+    The papers' weights: 1 [cost] of cosine and sine, 0.1 [cost s^2 / rad^2] of the speed, 0.001
+    [cost / (N m)^2] of the torque.
+    """
     return GoalCost(weights=jnp.array([1.0, 1.0, 0.1, 0.001]), goal=jnp.array([1.0, 0.0, 0.0]))
 
 
