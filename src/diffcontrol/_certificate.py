@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ._adjoint.implicit import pullback
-from ._captured import captured
+from ._captured import remembered_jit
 from ._control_problem import ControlProblem, StageProblem, check_concrete_values, stage_problem
 from ._expansion import exact_system
 from ._kernel import riccati
@@ -98,12 +98,11 @@ def certify(problem: ControlProblem, x0: Numbers, solution: Solution) -> Certifi
         ValueError, TypeError: as `solve` does for arguments that do not fit together.
     """
     check_concrete_values("problem", problem)
-    return _certify(problem, jnp.asarray(x0), solution, captured(problem))
+    return _certify(problem, jnp.asarray(x0), solution)
 
 
-@eqx.filter_jit
-def _certify(problem: ControlProblem, x0: Array, solution: Solution, seen) -> Certificate:
-    del seen  # as in `_solve`
+@remembered_jit
+def _certify(problem: ControlProblem, x0: Array, solution: Solution) -> Certificate:
     stages, x0 = stage_problem(problem, x0)
     stages, x0, solution = stop_gradient((stages, x0, solution))
     x, u = solution.states, solution.controls

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._captured import remembered_jit
 from ._trajectory import Trajectory
 from ._types import Numbers
 
@@ -60,7 +61,7 @@ def as_policy(policy: Policy | Callable) -> Policy:
     return policy if callable(getattr(policy, "init", None)) else Memoryless(policy)  # type: ignore
 
 
-@eqx.filter_jit
+@remembered_jit
 def _simulate(policy: Policy, plant: Callable, x0: Array, steps: int) -> Trajectory:
     def advance(carry, t):
         x, memory = carry
@@ -76,6 +77,11 @@ def _simulate(policy: Policy, plant: Callable, x0: Array, steps: int) -> Traject
     x0 = x0.astype(jnp.result_type(x0, float)) if not eqx.is_inexact_array(x0) else x0
     _, (following, controls) = jax.lax.scan(advance, (x0, policy.init(x0)), jnp.arange(steps))
     return Trajectory(jnp.concatenate([x0[None], following]), controls)
+
+
+@remembered_jit
+def _act(policy: Policy, x: Array, memory: Any) -> tuple[Array, Any]:
+    return policy(x, memory)
 
 
 class Episode(eqx.Module):
@@ -105,13 +111,12 @@ def rollout_in(
         action_of: maps a control `(m,)` to an action of the environment.
     """
     policy = as_policy(policy)
-    act = eqx.filter_jit(policy.__call__)
     observation, _ = env.reset(seed=seed)
     states = [np.asarray(state_of(observation), dtype=float)]
     controls, rewards = [], []
     memory = policy.init(jnp.asarray(states[0]))
     for _ in range(steps):
-        control, memory = act(jnp.asarray(states[-1]), memory)
+        control, memory = _act(policy, jnp.asarray(states[-1]), memory)
         observation, reward, terminated, truncated, _ = env.step(action_of(np.asarray(control)))
         states.append(np.asarray(state_of(observation), dtype=float))
         controls.append(np.asarray(control))

@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ._adjoint.base import AbstractAdjoint, Solved, held_controls
 from ._adjoint.implicit import ImplicitAdjoint
 from ._adjoint.unrolled import UnrolledAdjoint
-from ._captured import captured
+from ._captured import remembered_jit
 from ._control_problem import (
     ControlProblem,
     StageProblem,
@@ -69,7 +69,7 @@ def solve(
         check_order(problem.control_bounds.lower, problem.control_bounds.upper)
     if not isinstance(throw, bool):
         raise TypeError(f"`throw` must be True or False, got {throw!r}.")
-    return _solve(problem, x0, solver, controls, adjoint, throw, 0, captured(problem))
+    return _solve(problem, x0, solver, controls, adjoint, throw, 0)
 
 
 def solve_from(
@@ -81,12 +81,11 @@ def solve_from(
 ) -> Solution:
     """`solve` with stage 0 at absolute time `start`, never raising: for use in a loop."""
     solver, adjoint = _check_algorithms(solver, None, None)
-    return _solve(problem, x0, solver, controls, adjoint, False, start, captured(problem))
+    return _solve(problem, x0, solver, controls, adjoint, False, start)
 
 
-@eqx.filter_jit
-def _solve(problem, x0, solver, controls, adjoint, throw, start, seen) -> Solution:
-    del seen  # static: it only keeps compiled solves of changed functions apart
+@remembered_jit
+def _solve(problem, x0, solver, controls, adjoint, throw, start) -> Solution:
     stages, x0 = stage_problem(problem, x0, start)
     controls = _initial_controls(stages, controls, x0.dtype)
     solved = adjoint.solve(

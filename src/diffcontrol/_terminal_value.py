@@ -24,6 +24,7 @@ import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ._captured import remembered_jit
 from ._control_problem import ControlProblem, check_concrete_values, stage_problem
 from ._kernel.cholesky import cholesky
 from ._tree import promoted_dtype
@@ -120,7 +121,7 @@ def _refuse(which: int, numbers: tuple[Array, Array]) -> NoReturn:
     raise ValueError(f"terminal_value: {_FAILURES[which]}{seen.get(which, '')}")
 
 
-@eqx.filter_jit
+@remembered_jit
 def _terminal_value(problem: ControlProblem, state: Array, control: Array):
     """The value, which of `_FAILURES` occurred, and numbers for their messages."""
     stages, state = stage_problem(problem, state.astype(promoted_dtype(problem, state, control)))
