@@ -86,6 +86,65 @@ def test_starts_find_the_better_minimum():
         dc.MPC(problem, starts=push).plan(hanging, controller.init(hanging))
 
 
+def test_bad_calls_are_named():
+    problem = pendulum.problem(horizon=5)
+    controller = dc.MPC(problem)
+    memory = controller.init(X0)
+    with pytest.raises(ValueError, match=r"MPC: `memory` was made for .*\(5, 1\).*\(6, 1\)"):
+        controller(X0, memory, problem=pendulum.problem(horizon=6))
+    with pytest.raises(TypeError, match="`x` must be real"):
+        controller.plan(X0 * 1j, memory)
+    with pytest.raises(ValueError, match="starts.*shape"):
+        dc.MPC(problem, starts=[[0.0]] * 5).plan(X0, memory)
+    assert dc.MPC(problem, starts=[[[0]] * 5]).plan(X0, memory).controls.shape == (5, 1)
+    with pytest.raises(ValueError, match="rollout_in: `steps`"):
+        dc.rollout_in(None, controller, steps=0, seed=0)
+    with pytest.raises(ValueError, match=r"`x0` must have shape \(n,\)"):
+        dc.simulate(controller, Pendulum(), 1.0, 3)
+
+
+def test_solves_that_fail_in_a_closed_loop_are_seen():
+    hasty = dc.MPC(pendulum.problem(horizon=12), solver=dc.DDP(max_iterations=1))
+    lying = jnp.array([jnp.cos(2.5), jnp.sin(2.5), 0.0])
+    run = dc.simulate(hasty, Pendulum(), lying, 3)
+    assert run.memory.iterations.shape == (3,) and run.memory.states.shape == (3, 13, 3)
+    results = jax.vmap(lambda result: result == dc.RESULTS.successful)(run.memory.result)
+    assert results.shape == (3,) and not results[0]
+
+
+class Integrator(eqx.Module):
+    """A policy with a memory that has a derivative."""
+
+    gain: jax.Array
+
+    def init(self, x0):
+        return jnp.zeros(())
+
+    def __call__(self, x, memory):
+        memory = memory + self.gain * x[0]
+        return -memory[None], memory
+
+
+class OneStep:
+    """The smallest environment."""
+
+    def reset(self, seed):
+        return np.ones(1), {}
+
+    def step(self, action):
+        return np.ones(1) - action, 1.0, False, False, {}
+
+
+def test_the_memory_of_a_policy_is_returned():
+    last = lambda gain: dc.simulate(Integrator(gain), lambda x, u, t: x + u, jnp.ones(1), 2).memory[
+        -1
+    ]
+    # By hand: g, then g + g (1 - g).
+    np.testing.assert_allclose(jax.value_and_grad(last)(0.5), (0.75, 1.0))
+    episode = dc.rollout_in(OneStep(), Integrator(jnp.asarray(0.5)), 2, seed=0)
+    np.testing.assert_allclose(episode.memory, [0.5, 1.25])
+
+
 def test_plain_functions_are_policies():
     run = dc.simulate(lambda x: -x[:1], lambda x, u, t: x + 0.1 * u[0], jnp.ones(2), 4)
     assert run.states.shape == (5, 2) and run.controls.shape == (4, 1)

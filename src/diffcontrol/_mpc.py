@@ -10,15 +10,19 @@ from jaxtyping import Array, Float, Int
 from ._control_problem import ControlProblem, StageProblem, stage_problem
 from ._iterate import AbstractSolver
 from ._optimality import stage_costs
-from ._result import RESULTS, choose
+from ._result import RESULTS, as_array
 from ._solution import Solution
 from ._solve import solve_from
 from ._solver.ddp import DDP
 from ._trajectory import rollout, stages
 from ._tree import stop_gradient
-from ._types import Numbers
+from ._types import Numbers, as_floats
 
 _RACE_ITERATIONS = 10
+
+
+def _as_starts(starts: Numbers | None) -> Array | None:
+    return None if starts is None else as_floats("starts", starts)
 
 
 class MPCMemory(eqx.Module):
@@ -61,18 +65,26 @@ class MPC(eqx.Module):
             end. None for none.
 
     Raises:
+        TypeError: if `starts` is not made of real numbers.
         ValueError: when called, if `starts` does not have shape `(S, T, m)`.
     """
 
     problem: ControlProblem
     solver: AbstractSolver = DDP()
-    starts: Array | None = None
+    starts: Array | None = eqx.field(default=None, converter=_as_starts)
 
     def init(self, x0: Numbers) -> MPCMemory:
-        """The memory before the first call: zero controls, time 0."""
-        stages, x0 = stage_problem(self.problem, x0)
-        T, n, m = stages.horizon, stages.state_size, stages.control_size
-        controls = jnp.clip(jnp.zeros((T, m), x0.dtype), stages.lower, stages.upper)
+        """The memory before the first call: zero controls, time 0.
+
+        Args:
+            x0: a state of the shape that calls will have, `(n,)`.
+
+        Raises:
+            ValueError, TypeError: for a problem and an `x0` that do not fit together.
+        """
+        stage, x0 = stage_problem(self.problem, x0)
+        T, n, m = stage.horizon, stage.state_size, stage.control_size
+        controls = jnp.clip(jnp.zeros((T, m), x0.dtype), stage.lower, stage.upper)
         return stop_gradient(
             MPCMemory(
                 states=jnp.broadcast_to(x0, (T + 1, n)),
@@ -80,7 +92,7 @@ class MPC(eqx.Module):
                 gains=jnp.zeros((T, m, n), x0.dtype),
                 costates=jnp.zeros((T + 1, n), x0.dtype),
                 time=jnp.zeros((), jnp.int32),
-                result=choose(jnp.asarray(True), RESULTS.successful, RESULTS.successful),
+                result=as_array(RESULTS.successful),
                 iterations=jnp.zeros((), jnp.int32),
             )
         )
@@ -95,6 +107,10 @@ class MPC(eqx.Module):
             memory: from `init` or the last call.
             problem: replaces the problem for this call: a new reference, new parameters. Horizon
                 and sizes must stay.
+
+        Raises:
+            ValueError, TypeError: for arguments that do not fit together, as from `solve`; or a
+                memory made for another horizon or other sizes.
         """
         solution = self.plan(x, memory, problem)
         return solution.controls[0], stop_gradient(_shift(solution, memory))
@@ -102,19 +118,28 @@ class MPC(eqx.Module):
     def plan(
         self, x: Numbers, memory: MPCMemory, problem: ControlProblem | None = None
     ) -> Solution:
-        """The whole solution of this step, whose first control `__call__` returns."""
+        """The whole solution of this step, whose first control `__call__` returns.
+
+        Arguments and errors are those of a call.
+        """
         problem = self.problem if problem is None else problem
-        x = jnp.asarray(x)
+        x = as_floats("x", x)
         guess = self._guess(*stop_gradient((problem, x, memory)))
         return solve_from(problem, x, memory.time, self.solver, guess)
 
     def _guess(self, problem: ControlProblem, x: Array, memory: MPCMemory) -> Array:
         """Controls to start from; which are chosen has no derivative."""
         stage, x = stage_problem(problem, x, memory.time)
+        shape = (stage.horizon, stage.control_size)
+        if memory.controls.shape != shape or memory.states.shape[1:] != x.shape:
+            raise ValueError(
+                f"MPC: `memory` was made for controls of shape {memory.controls.shape} and states "
+                f"of shape {memory.states.shape[1:]}, but problem and `x` have {shape} and "
+                f"{x.shape}. Make it with `init` of an MPC of that problem."
+            )
         warm = _warm_start(stage, x, memory)
         if self.starts is None:
             return warm
-        shape = (stage.horizon, stage.control_size)
         if self.starts.ndim != 3 or self.starts.shape[1:] != shape:
             raise ValueError(
                 f"MPC: `starts` must have shape (S, T, m) with (T, m) = {shape}, but has shape "

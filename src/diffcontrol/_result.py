@@ -3,6 +3,8 @@
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 
@@ -37,6 +39,11 @@ class RESULTS(eqx.Enumeration):
 def choose(predicate: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
     """`if_true` where `predicate` holds, else `if_false`; both are entries of `RESULTS`."""
     return RESULTS.where(predicate, if_true, if_false)
+
+
+def as_array(result: Any) -> Any:
+    """An entry of `RESULTS` in the form in which loops carry and `choose` returns one."""
+    return jax.tree.map(jnp.asarray, result)
 
 
 def succeeded(result: Any) -> Bool[Array, "..."]:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from ._captured import remembered_jit
 from ._trajectory import Trajectory
-from ._types import Numbers
+from ._types import Numbers, as_floats
 
 
 @runtime_checkable
@@ -46,14 +46,19 @@ def simulate(policy: Policy | Callable, plant: Callable, x0: Numbers, steps: int
         steps: number of controls applied.
 
     Returns:
-        States `(steps+1, n)` and controls `(steps, m)`.
+        States `(steps+1, n)`, controls `(steps, m)`, and the policy's memory after every step. Of
+        an `MPC`, `memory.result` so says of each step whether its solve succeeded.
 
     Raises:
-        ValueError: for fewer than one step, or a plant whose output is not shaped like its state.
+        TypeError: for an `x0` that is not made of real numbers.
+        ValueError: for an `x0` that is not `(n,)`, fewer than one step, or a plant whose output is
+            not shaped like its state.
     """
-    if steps < 1:
-        raise ValueError(f"simulate: `steps` must be at least 1, got {steps}.")
-    return _simulate(as_policy(policy), plant, jnp.asarray(x0), steps)
+    x0 = as_floats("x0", x0)
+    if x0.ndim != 1:
+        raise ValueError(f"simulate: `x0` must have shape (n,), but has shape {x0.shape}.")
+    _check_steps("simulate", steps)
+    return _simulate(as_policy(policy), plant, x0, steps)
 
 
 def as_policy(policy: Policy | Callable) -> Policy:
@@ -72,11 +77,12 @@ def _simulate(policy: Policy, plant: Callable, x0: Array, steps: int) -> Traject
                 f"simulate: `plant` must return a state of shape {x.shape}, but returns shape "
                 f"{x_next.shape}."
             )
-        return (x_next, memory), (x_next, u)
+        return (x_next, memory), (x_next, u, memory)
 
-    x0 = x0.astype(jnp.result_type(x0, float)) if not eqx.is_inexact_array(x0) else x0
-    _, (following, controls) = jax.lax.scan(advance, (x0, policy.init(x0)), jnp.arange(steps))
-    return Trajectory(jnp.concatenate([x0[None], following]), controls)
+    _, (following, controls, memory) = jax.lax.scan(
+        advance, (x0, policy.init(x0)), jnp.arange(steps)
+    )
+    return Trajectory(jnp.concatenate([x0[None], following]), controls, memory)
 
 
 @remembered_jit
@@ -85,11 +91,19 @@ def _act(policy: Policy, x: Array, memory: Any) -> tuple[Array, Any]:
 
 
 class Episode(eqx.Module):
-    """One run in an environment: `states (L+1, n)`, `controls (L, m)`, `rewards (L,)`."""
+    """One run of L steps in an environment.
+
+    Attributes:
+        states: `(L+1, n)` [units of the policy's state].
+        controls: `(L, m)` [units of the policy's controls].
+        rewards: `(L,)` [the environment's].
+        memory: of the policy after every step, stacked along axis 0; None if it has none.
+    """
 
     states: np.ndarray
     controls: np.ndarray
     rewards: np.ndarray
+    memory: Any = None
 
 
 def rollout_in(
@@ -109,11 +123,18 @@ def rollout_in(
         seed: of the environment's reset.
         state_of: maps an observation to the state `(n,)` that the policy knows.
         action_of: maps a control `(m,)` to an action of the environment.
+
+    Returns:
+        The episode, of at most `steps` steps.
+
+    Raises:
+        ValueError: for fewer than one step.
     """
+    _check_steps("rollout_in", steps)
     policy = as_policy(policy)
     observation, _ = env.reset(seed=seed)
     states = [np.asarray(state_of(observation), dtype=float)]
-    controls, rewards = [], []
+    controls, rewards, memories = [], [], []
     memory = policy.init(jnp.asarray(states[0]))
     for _ in range(steps):
         control, memory = _act(policy, jnp.asarray(states[-1]), memory)
@@ -121,6 +142,13 @@ def rollout_in(
         states.append(np.asarray(state_of(observation), dtype=float))
         controls.append(np.asarray(control))
         rewards.append(float(reward))
+        memories.append(memory)
         if terminated or truncated:
             break
-    return Episode(np.stack(states), np.stack(controls), np.asarray(rewards))
+    memory = jax.tree.map(lambda *leaves: np.stack(leaves), *memories)
+    return Episode(np.stack(states), np.stack(controls), np.asarray(rewards), memory)
+
+
+def _check_steps(where: str, steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"{where}: `steps` must be at least 1, got {steps}.")

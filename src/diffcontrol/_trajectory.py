@@ -11,6 +11,7 @@ There is no batch axis anywhere: `jax.vmap` supplies it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,10 +25,13 @@ class Trajectory(eqx.Module):
     Attributes:
         states: shape `(T+1, n)`.
         controls: shape `(T, m)`.
+        memory: what the policy remembered after each of the T steps, stacked along axis 0; None
+            where no policy with a memory was run.
     """
 
     states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
+    memory: Any = None
 
 
 def stages(horizon: int) -> Array:
