@@ -25,9 +25,9 @@ export SDL_VIDEODRIVER ?= dummy
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## create .venv and install the package in it (again only when pyproject.toml changes)
+setup: $(STAMP) ## create .venv and install the package in it (again only when its sources of the build change)
 
-$(STAMP): pyproject.toml | $(PY)
+$(STAMP): pyproject.toml setup.py $(wildcard native/*.h native/*.cc) | $(PY)
 ifneq ($(UV),)
 	"$(UV)" pip install --python $(PY) -e '.[$(EXTRAS)]'
 else

@@ -45,6 +45,32 @@ def cholesky(A: Float[Array, "m m"]) -> tuple[Float[Array, "m m"], Float[Array, 
     return L, pivots
 
 
+def convexify(A: Float[Array, "m m"]) -> Float[Array, "m m"]:
+    """`A` plus a diagonal that makes it positive definite; `A` where it is clearly so already.
+
+    Source: Gill, Murray and Wright, Practical Optimization (1981), section 4.4.2.2: pivots are
+    taken by size and raised until no entry of the factor exceeds `beta`.
+    """
+    m = A.shape[0]
+    index = jnp.arange(m)
+    diagonal = jnp.max(jnp.abs(jnp.diagonal(A)))
+    beside = jnp.max(jnp.where(index[:, None] == index, 0.0, jnp.abs(A)))
+    info = jnp.finfo(A.dtype)
+    smallest = jnp.maximum(float(info.eps) * jnp.maximum(diagonal, beside), float(info.tiny))
+    spread = (m * m - 1) ** -0.5 if m > 1 else 0.0
+    beta2 = jnp.maximum(jnp.maximum(diagonal, beside * spread), smallest)
+
+    def eliminate(j, state):
+        C, added = state
+        column = jnp.where(index > j, C[:, j], 0.0)
+        theta = jnp.max(jnp.abs(column))
+        pivot = jnp.maximum(jnp.maximum(jnp.abs(C[j, j]), smallest), theta**2 / beta2)
+        return C - jnp.outer(column, column) / pivot, added.at[j].set(pivot - C[j, j])
+
+    _, added = jax.lax.fori_loop(0, m, eliminate, (A, jnp.zeros_like(A[0])))
+    return A + jnp.diag(added)
+
+
 def solve_lower(L: Float[Array, "m m"], b: Float[Array, "m *k"]) -> Float[Array, "m *k"]:
     """`L^-1 b`."""
     m = L.shape[0]

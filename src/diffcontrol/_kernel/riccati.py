@@ -13,6 +13,10 @@ the right-hand side by the caller, so here they are zero.
 
 Factoring (`factor`) is separate from solving (`solve`): one factorisation serves the forward
 pass, the adjoint, and every further right-hand side.
+
+On CPUs the compiled kernel does both (`native.py`). It has no derivative of its own: what the
+adjoints need comes from the linear solve below, and where the recursion itself is differentiated
+its form in JAX is.
 """
 
 import equinox as eqx
@@ -21,6 +25,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from . import native
 from .cholesky import cholesky, solve_factored, solve_lower
 
 
@@ -66,8 +71,24 @@ class Factorisation(eqx.Module):
     pivots: Float[Array, "*B T m"]
 
 
+@jax.custom_jvp
 def factor(system: System) -> Factorisation:
     """The backward Riccati recursion on the free controls."""
+    return native.choose(
+        lambda system: Factorisation(*native.factor(system.H, system.H_N, system.F, system.free)),
+        factor_in_jax,
+        system.free.shape[-1],
+        system,
+    )
+
+
+@factor.defjvp
+def _factor_jvp(primals, tangents):
+    return jax.jvp(factor_in_jax, primals, tangents)
+
+
+def factor_in_jax(system: System) -> Factorisation:
+    """`factor`, stage by stage."""
     n = system.H_N.shape[0]
 
     def stage(V, inputs):
@@ -88,7 +109,23 @@ def factor(system: System) -> Factorisation:
 
 
 def solve(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknowns:
-    """States, controls and costates for one right-hand side."""
+    """States, controls and costates for one right-hand side. Has no derivative of its own."""
+    return native.choose(
+        lambda system, factors, rhs: Unknowns(
+            *native.solve(
+                system.F, system.free, factors.K, factors.V, factors.L, rhs.g, rhs.g_N, rhs.r
+            )
+        ),
+        solve_in_jax,
+        system.free.shape[-1],
+        system,
+        factors,
+        rhs,
+    )
+
+
+def solve_in_jax(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknowns:
+    """`solve`, stage by stage."""
     n = system.H_N.shape[0]
 
     def backward(v, inputs):
@@ -123,7 +160,7 @@ def gains(system: System, factors: Factorisation) -> Float[Array, "T m n"]:
 def _gains_jvp(primals, tangents):
     system, factors = primals
     d_system, _ = tangents
-    _, d_K = eqx.filter_jvp(lambda system: factor(system).K, (system,), (d_system,))
+    _, d_K = eqx.filter_jvp(lambda system: factor_in_jax(system).K, (system,), (d_system,))
     return gains(system, factors), d_K
 
 

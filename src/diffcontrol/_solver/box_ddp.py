@@ -7,11 +7,15 @@ is written, and compiled, once. Where the predicted decrease is below what the c
 resolve in floating point, "better" is judged by the stationarity instead; a stall there is the
 limit of the precision and said to be so.
 
-Curvatures are tried in parallel: `curvatures = (1, 0)` sweeps with the exact Hessian of the
-Lagrangian and with the Gauss-Newton one, and takes the first whose control Hessians are positive
-at every stage. One attempt is made an iteration; if none is positive the regularisation is raised
-and the next iteration tries again, so that in a batch no sample waits for another's retries.
+The sweep uses the exact Hessian of the Lagrangian (`exact`) where that is safe; see there. One
+attempt is made an iteration; after a rejected step the regularisation is raised and the next
+iteration tries again, so that in a batch no sample waits for another's retries.
+
+What an iteration hands on is kept small, since in a batch it is copied every time: Hessians are
+computed where they are used and not carried along.
 """
+
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -20,8 +24,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._control_problem import StageProblem, invalid
 from .._expansion import cost_hessians, dynamics_hessians
-from .._iterate import Outcome
-from .._kernel.box_sweep import Policy, sweep
+from .._iterate import AbstractSolver, Outcome
+from .._kernel.box_sweep import Expansion, Policy, sweep
 from .._optimality import (
     Linearisation,
     Point,
@@ -36,21 +40,22 @@ from .._solution import Stats
 from .._tree import all_finite, select, stop_gradient
 from .line_search import Search, Trial, backtrack, follow
 from .regularisation import LARGEST, adapt
+from .settings import check_settings, default_tolerance
 
 # Differences of cost below this many roundings of its terms say nothing.
 _UNRESOLVED_ROUNDINGS = 16
+# A Gauss-Newton step that promises less than this share of the cost is creeping. On cartpole the
+# figure may be three times as large or small without harm.
+_WORTHWHILE = 1e-2
 # Full steps in a row that neither cost nor stationarity credits, before giving up.
 _MOST_STALLS = 3
 
 
-class Expansion(eqx.Module):
-    """Everything that a sweep and the convergence test need about a trajectory."""
+class FirstOrder(eqx.Module):
+    """What the acceptance and convergence tests need about a trajectory."""
 
     linear: Linearisation
     costates: Float[Array, "T1 n"]
-    H_cost: Float[Array, "T nm nm"]
-    H_N: Float[Array, "n n"]
-    H_dynamics: Float[Array, "T nm nm"] | None
     stationarity: Stationarity
 
 
@@ -61,7 +66,7 @@ class LoopState(eqx.Module):
     """
 
     trial: Trial
-    expansion: Expansion
+    first_order: FirstOrder
     policy: Policy
     regularisation: Float[Array, ""]
     step_size: Float[Array, ""]
@@ -71,18 +76,16 @@ class LoopState(eqx.Module):
     running: Bool[Array, ""]
 
 
-class BoxDDPStep(eqx.Module):
-    """The settings of the loop.
+class BoxDDP(AbstractSolver):
+    """The loop. `exact` tries the curvature of the dynamics before the sweep without it."""
 
-    Attributes:
-        curvatures: weights of the dynamics' curvature, tried in this order.
-        tolerance: on the relative stationarity.
-        max_iterations: after which to stop.
-    """
+    promises_stationarity: ClassVar[bool] = True
+    exact: eqx.AbstractClassVar[bool]
+    tolerance: float | None = eqx.field(static=True, default=None)
+    max_iterations: int = eqx.field(static=True, default=500)
 
-    curvatures: tuple[float, ...] = eqx.field(static=True)
-    tolerance: float = eqx.field(static=True)
-    max_iterations: int = eqx.field(static=True)
+    def __check_init__(self):
+        check_settings(type(self).__name__, self.tolerance, self.max_iterations)
 
     def init(self, problem: StageProblem, x0: Array, controls: Array) -> LoopState:
         """Make the guess, clipped to the bounds, the first policy to follow."""
@@ -90,11 +93,11 @@ class BoxDDPStep(eqx.Module):
         zero = jnp.zeros((), x0.dtype)
         controls = jnp.clip(controls, problem.lower, problem.upper)
         trial = Trial(jnp.broadcast_to(x0, (T + 1, n)), controls, zero + jnp.inf, zero)
-        shapes = eqx.filter_eval_shape(self.expand, problem, trial)
+        shapes = eqx.filter_eval_shape(first_order, problem, trial)
         bad_input = invalid(problem, x0)
         return LoopState(
             trial=trial,
-            expansion=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+            first_order=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
             policy=Policy(
                 K=jnp.zeros((T, m, n), x0.dtype),
                 k=jnp.zeros((T, m), x0.dtype),
@@ -110,17 +113,14 @@ class BoxDDPStep(eqx.Module):
             running=~bad_input,
         )
 
-    def step(self, problem: StageProblem, state: LoopState) -> LoopState:
+    def step(self, problem: StageProblem, x0: Array, state: LoopState) -> LoopState:
         """One iteration."""
         unresolved = self.unresolved(state)
         search = backtrack(problem, state.trial, state.policy, unresolved)
         state = self.judge(problem, state, search, unresolved)
-        policy = jax.lax.cond(
-            state.running, lambda: self.improve(problem, state), lambda: state.policy
-        )
-        return eqx.tree_at(lambda state: state.policy, state, policy)
+        return eqx.tree_at(lambda state: state.policy, state, self.improve(problem, state))
 
-    def differentiable_step(self, problem: StageProblem, state: LoopState) -> LoopState:
+    def differentiable_step(self, problem: StageProblem, x0: Array, state: LoopState) -> LoopState:
         """The same iteration with its choices (step size, curvature, clamping) held constant."""
         unresolved = self.unresolved(state)
         fixed_problem, fixed = stop_gradient((problem, state))
@@ -128,8 +128,7 @@ class BoxDDPStep(eqx.Module):
         trial = follow(problem, state.trial, state.policy, search.step)
         search = Search(trial, search.step, search.sufficient)
         state = self.judge(problem, state, search, unresolved)
-        policy = self.improve(problem, state)
-        return eqx.tree_at(lambda state: state.policy, state, policy)
+        return eqx.tree_at(lambda state: state.policy, state, self.improve(problem, state))
 
     def unresolved(self, state: LoopState) -> Bool[Array, ""]:
         """Whether the predicted decrease is below what the cost resolves in floating point."""
@@ -142,20 +141,20 @@ class BoxDDPStep(eqx.Module):
     ) -> LoopState:
         """Keep where the policy led if that is better, and decide whether to go on."""
         first = state.iterations < 0
-        expansion = self.expand(problem, search.trial)
-        finite = jnp.isfinite(search.trial.cost) & all_finite(expansion)
+        there = first_order(problem, search.trial)
+        finite = jnp.isfinite(search.trial.cost) & all_finite(there)
         usable = state.policy.positive & search.sufficient & finite
-        closer = expansion.stationarity.relative < state.expansion.stationarity.relative
+        closer = there.stationarity.relative < state.first_order.stationarity.relative
         accepted = usable & (first | ~unresolved | closer)
-        trial, expansion = select(
-            accepted, (search.trial, expansion), (state.trial, state.expansion)
-        )
+        trial, here = select(accepted, (search.trial, there), (state.trial, state.first_order))
 
         mu = jnp.where(first, state.regularisation, adapt(state.regularisation, accepted))
         stalls = jnp.where(accepted, 0, state.stalls + (unresolved & state.policy.positive))
         iterations = state.iterations + 1
         unusable = first & ~accepted
-        converged = ~unusable & (expansion.stationarity.relative <= self.tolerance)
+        converged = ~unusable & (
+            here.stationarity.relative <= default_tolerance(self.tolerance, mu.dtype)
+        )
         stalled = stalls >= _MOST_STALLS
         stuck = mu > LARGEST
         result = choose(stalled, RESULTS.precision_limit, RESULTS.not_converged)
@@ -163,7 +162,7 @@ class BoxDDPStep(eqx.Module):
         result = choose(unusable, RESULTS.non_finite, result)
         return LoopState(
             trial=trial,
-            expansion=expansion,
+            first_order=here,
             policy=state.policy,
             regularisation=mu,
             step_size=jnp.where(accepted & ~first, search.step, state.step_size),
@@ -173,55 +172,43 @@ class BoxDDPStep(eqx.Module):
             running=~(unusable | converged | stalled | stuck) & (iterations < self.max_iterations),
         )
 
-    def expand(self, problem: StageProblem, trial: Trial) -> Expansion:
-        """Derivatives, costates and stationarity at a trajectory."""
-        x, u = trial.states, trial.controls
-        linear = linearise(problem, x, u)
-        costates = costates_of(linear, problem.state_size)
-        H_cost, H_N = cost_hessians(problem, x, u)
-        needs_dynamics = any(curvature != 0 for curvature in self.curvatures)
-        H_dynamics = dynamics_hessians(problem, x, u, costates) if needs_dynamics else None
-        parts = control_gradient(linear, costates, problem.state_size)
-        return Expansion(
-            linear, costates, H_cost, H_N, H_dynamics, stationarity(problem, u, *parts)
-        )
-
     def improve(self, problem: StageProblem, state: LoopState) -> Policy:
-        """Sweep with each curvature; the first that is positive definite, else the last."""
-        e, u = state.expansion, state.trial.controls
+        """Expand to second order about the current trajectory and sweep."""
+        x, u = state.trial.states, state.trial.controls
+        here = state.first_order
+        H, H_N = cost_hessians(problem, x, u)
+        D = dynamics_hessians(problem, x, u, here.costates) if self.exact else None
+        expansion = Expansion(
+            H,
+            D,
+            H_N,
+            here.linear.F,
+            here.linear.cost_gradient,
+            here.linear.terminal_gradient,
+            problem.lower - u,
+            problem.upper - u,
+        )
+        worthwhile = _WORTHWHILE * state.trial.magnitude
+        return sweep(expansion, state.regularisation, worthwhile, state.running)
 
-        def with_hessian(H):
-            return sweep(
-                H,
-                e.H_N,
-                e.linear.F,
-                e.linear.cost_gradient,
-                e.linear.terminal_gradient,
-                problem.lower - u,
-                problem.upper - u,
-                state.regularisation,
-            )
-
-        hessians = [
-            e.H_cost if c == 0 or e.H_dynamics is None else e.H_cost + c * e.H_dynamics
-            for c in self.curvatures
-        ]
-        if len(hessians) == 1:
-            return with_hessian(hessians[0])
-        policies = jax.vmap(with_hessian)(jnp.stack(hessians))
-        first = jnp.where(jnp.any(policies.positive), jnp.argmax(policies.positive), -1)
-        return jax.tree.map(lambda leaf: leaf[first], policies)
+    def finish(self, problem: StageProblem, x0: Array, state: LoopState) -> tuple[Point, Outcome]:
+        """The returned point, with costates from one exact backward sweep."""
+        here = state.first_order
+        point = Point(state.trial.states, state.trial.controls, here.costates)
+        stats = Stats(
+            iterations=jnp.maximum(state.iterations, 0),
+            stationarity=here.stationarity.relative,
+            stationarity_raw=here.stationarity.raw,
+            step_size=state.step_size,
+            regularisation=state.regularisation,
+        )
+        return point, Outcome(state.result, stats)
 
 
-def finish(state: LoopState) -> tuple[Point, Outcome]:
-    """The returned point, with costates from one exact backward sweep."""
-    e = state.expansion
-    point = Point(state.trial.states, state.trial.controls, e.costates)
-    stats = Stats(
-        iterations=jnp.maximum(state.iterations, 0),
-        stationarity=e.stationarity.relative,
-        stationarity_raw=e.stationarity.raw,
-        step_size=state.step_size,
-        regularisation=state.regularisation,
-    )
-    return point, Outcome(state.result, stats)
+def first_order(problem: StageProblem, trial: Trial) -> FirstOrder:
+    """First derivatives, costates and stationarity at a trajectory."""
+    n = problem.state_size
+    linear = linearise(problem, trial.states, trial.controls)
+    costates = costates_of(linear, n)
+    parts = control_gradient(linear, costates, n)
+    return FirstOrder(linear, costates, stationarity(problem, trial.controls, *parts))

@@ -2,19 +2,10 @@
 
 from typing import ClassVar
 
-import equinox as eqx
-from jaxtyping import Array, Float
-
-from .._control_problem import StageProblem
-from .._iterate import AbstractSolver, Outcome
-from .._optimality import Point
-from . import box_ddp
-from .settings import check_settings, default_tolerance
-
-_CURVATURES = (0.0,)
+from .box_ddp import BoxDDP
 
 
-class ILQR(AbstractSolver):
+class ILQR(BoxDDP):
     """Box-constrained iLQR: Gauss-Newton, the curvature of the dynamics is dropped.
 
     Its steps need no second derivatives of the dynamics. It converges linearly, at a rate that is
@@ -32,25 +23,4 @@ class ILQR(AbstractSolver):
     2014; DiffMPC (Amos et al. 2018), module 2.
     """
 
-    promises_stationarity: ClassVar[bool] = True
-    tolerance: float | None = eqx.field(static=True, default=None)
-    max_iterations: int = eqx.field(static=True, default=500)
-
-    def __check_init__(self):
-        check_settings("ILQR", self.tolerance, self.max_iterations)
-
-    def init(self, problem: StageProblem, x0: Array, controls: Float[Array, "T m"]):
-        return self._loop(x0).init(problem, x0, controls)
-
-    def step(self, problem, x0, state):
-        return self._loop(x0).step(problem, state)
-
-    def differentiable_step(self, problem, x0, state):
-        return self._loop(x0).differentiable_step(problem, state)
-
-    def finish(self, problem, x0, state) -> tuple[Point, Outcome]:
-        return box_ddp.finish(state)
-
-    def _loop(self, x0: Array) -> box_ddp.BoxDDPStep:
-        tolerance = default_tolerance(self.tolerance, x0.dtype)
-        return box_ddp.BoxDDPStep(_CURVATURES, tolerance, self.max_iterations)
+    exact: ClassVar[bool] = False

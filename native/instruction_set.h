@@ -1,0 +1,48 @@
+// Everything compiled for one instruction set. A file that includes this says which:
+//   DC_ISA the namespace, DC_BYTES the width of its vectors, DC_NAME, DC_AVAILABLE a condition.
+#pragma once
+
+#include "rows.h"
+
+namespace DC_ISA {
+
+// From this many states on a problem fills the vectors by itself.
+constexpr int SMALLEST_ROWS = 10;
+
+DC_INLINE bool in_rows(Sizes size) { return size.n >= SMALLEST_ROWS; }
+
+template <class T>
+struct Choose {
+  using V = typename Widest<T>::type;
+
+  static int width(Sizes size) { return in_rows(size) ? 1 : Simd<V>::W; }
+
+  static int64_t scratch_bytes(Sizes size) {
+    return in_rows(size) ? Rows<V>::bytes(size) : Lanes<V, 0, 0>::bytes(size);
+  }
+
+// A group too small to be worth the lanes is worked on one by one.
+#define DC_KERNEL(NAME, ARGUMENTS)                                                               \
+  static void NAME(const ARGUMENTS<T>& a, const int32_t* samples, int count, void* scratch) {     \
+    if (in_rows(a.size)) return Rows<V>::NAME(a, samples, count, scratch);                        \
+    if (count <= 1) return Lanes<T, 0, 0>::NAME(a, samples, 1, scratch);                          \
+    if (a.size.n == 4 && a.size.m == 1) return Lanes<V, 4, 1>::NAME(a, samples, count, scratch);  \
+    if (a.size.n == 5 && a.size.m == 1) return Lanes<V, 5, 1>::NAME(a, samples, count, scratch);  \
+    if (a.size.n == 3 && a.size.m == 1) return Lanes<V, 3, 1>::NAME(a, samples, count, scratch);  \
+    Lanes<V, 0, 0>::NAME(a, samples, count, scratch);                                             \
+  }
+  DC_KERNEL(factor, Factor)
+  DC_KERNEL(solve, Solve)
+  DC_KERNEL(sweep, Sweep)
+#undef DC_KERNEL
+};
+
+inline bool available() { return DC_AVAILABLE; }
+
+}  // namespace DC_ISA
+
+#define DC_TABLE(T)                                                                     \
+  {                                                                                     \
+    DC_ISA::Choose<T>::width, DC_ISA::Choose<T>::scratch_bytes, DC_ISA::Choose<T>::factor, \
+        DC_ISA::Choose<T>::solve, DC_ISA::Choose<T>::sweep                              \
+  }
