@@ -81,10 +81,46 @@ def test_broken_dynamics_and_bounds_are_measured():
     x0 = STARTS[0]
     solution = dc.solve(PROBLEM, x0)
     gap = eqx.tree_at(lambda s: s.states, solution, solution.states.at[3, 1].add(0.1))
-    assert dc.certify(PROBLEM, x0, gap).dynamics_gap >= 0.1 - 1e-9
+    c = dc.certify(PROBLEM, x0, gap)
+    relative = 0.1 / (1.0 + abs(solution.states[3, 1] + 0.1))
+    assert c.dynamics_gap >= relative - 1e-9 and not c.trustworthy
     outside = eqx.tree_at(lambda s: s.controls, solution, solution.controls + 5.0)
     c = dc.certify(PROBLEM, x0, outside)
-    assert c.bound_violation >= 1.0 and not c.trustworthy
+    assert c.bound_violation >= 0.5 and not c.trustworthy
+
+
+def test_complementarity_of_a_one_sided_bound():
+    """A control at 1.5 over its bound of 1, where the gradient is 1.5 - 2."""
+    x0, problem = jnp.ones(1), quadratic(2.0)
+    solution = dc.solve(problem, x0)
+    assert dc.certify(problem, x0, solution).complementarity == 0.0
+    outside = eqx.tree_at(lambda s: s.controls, solution, solution.controls + 0.5)
+    np.testing.assert_allclose(dc.certify(problem, x0, outside).complementarity, 0.5 * 0.5)
+
+
+def test_what_is_trusted_in_single_precision_is_right():
+    single = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, PROBLEM
+    )
+
+    def loss(problem, x0):
+        solution = dc.solve(problem, x0, throw=False)
+        return jnp.sin(1.0 + jnp.arange(20)) @ solution.controls[:, 0], solution
+
+    def judged(problem, x0, nudge):
+        gradient, solution = eqx.filter_grad(loss, has_aux=True)(problem, x0)
+        moved = eqx.tree_at(lambda s: s.controls, solution, solution.controls * (1 - nudge))
+        return gradient, dc.certify(problem, x0, moved).trustworthy
+
+    run = jax.vmap(judged, in_axes=(None, 0, None))
+    exact, _ = run(PROBLEM, STARTS, 0.0)
+    gradient, trusted = run(single, STARTS.astype(jnp.float32), 0.0)
+    largest = lambda leaf: np.max(np.abs(leaf).reshape(8, -1), axis=1)
+    error = lambda a, b: largest(a - b) / np.maximum(largest(a), 1e-9)
+    errors = np.max(jax.tree.leaves(jax.tree.map(error, exact, gradient)), axis=0)
+    assert trusted.dtype == bool and trusted.sum() >= 4
+    assert np.all(errors[trusted] <= 1e-3)
+    assert not np.any(run(single, STARTS.astype(jnp.float32), 0.02)[1])
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e6])

@@ -106,11 +106,12 @@ class Stationarity(eqx.Module):
     """How far a trajectory is from being stationary.
 
     `raw = max |clip(u - d, lower, upper) - u|` with the reduced gradient `d = l_u + f_u' lambda`;
-    `relative` divides by `max(1, max|l_u|, max|f_u' lambda|)`.
+    `relative` divides by `scale = max(1, max|l_u|, max|f_u' lambda|)`.
     """
 
     raw: Float[Array, ""]
     relative: Float[Array, ""]
+    scale: Float[Array, ""]
 
 
 def stationarity(
@@ -120,7 +121,8 @@ def stationarity(
     projected = jnp.clip(controls - (cost_part + dynamics_part), problem.lower, problem.upper)
     raw = jnp.max(jnp.abs(projected - controls))
     scale = jnp.maximum(jnp.max(jnp.abs(cost_part)), jnp.max(jnp.abs(dynamics_part)))
-    return Stationarity(raw, raw / jnp.maximum(1.0, scale))
+    scale = jnp.maximum(1.0, scale)
+    return Stationarity(raw, raw / scale, scale)
 
 
 class Clamped(eqx.Module):
