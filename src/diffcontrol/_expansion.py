@@ -9,6 +9,8 @@ from ._kernel.riccati import System
 from ._optimality import Clamped, Point, linearise
 from ._trajectory import stages
 
+_MOST_UNROLLED = 8
+
 
 def cost_hessians(
     problem: StageProblem, states: Array, controls: Array
@@ -29,11 +31,20 @@ def cost_hessians(
 def dynamics_hessians(
     problem: StageProblem, states: Array, controls: Array, costates: Array
 ) -> Float[Array, "T nm nm"]:
-    """Hessians of `lambda_{t+1}' f`: the curvature that the dynamics add to the Lagrangian."""
+    """Hessians of `lambda_{t+1}' f`: the curvature that the dynamics add to the Lagrangian.
+
+    The gradient is linearised once, so that its columns share sines and roots; column by column
+    where that keeps the program small, which XLA turns into faster loops than `jax.hessian`.
+    """
     n = problem.state_size
 
     def stage(tau, costate, k):
-        return jax.hessian(lambda tau: costate @ problem.dynamics(tau[:n], tau[n:], k))(tau)
+        gradient = jax.grad(lambda tau: costate @ problem.dynamics(tau[:n], tau[n:], k))
+        along = jax.linearize(gradient, tau)[1]
+        basis = jnp.eye(tau.shape[0], dtype=tau.dtype)
+        if tau.shape[0] > _MOST_UNROLLED:
+            return jax.vmap(along)(basis)
+        return jnp.stack([along(direction) for direction in basis])
 
     taus = jnp.concatenate([states[:-1], controls], axis=1)
     return jax.vmap(stage)(taus, costates[1:], stages(problem.horizon))

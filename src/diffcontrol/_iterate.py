@@ -9,6 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._control_problem import StageProblem
@@ -55,13 +56,100 @@ class AbstractSolver(eqx.Module):
 def run_until_done(
     solver: AbstractSolver, problem: StageProblem, x0: Array, controls: Array
 ) -> tuple[Point, Outcome]:
-    """Step until the state says stop. Cannot be differentiated in reverse mode, by design."""
-    state = jax.lax.while_loop(
-        lambda state: state.running,
-        lambda state: solver.step(problem, x0, state),
-        solver.init(problem, x0, controls),
-    )
-    return solver.finish(problem, x0, state)
+    """Step until the state says stop. Cannot be differentiated in reverse mode, by design.
+
+    Under `jax.vmap` the batch shrinks while it runs, see `_run_batch`.
+    """
+    arrays, static = eqx.partition((problem, x0, controls), eqx.is_array)
+
+    @jax.custom_batching.custom_vmap
+    def run(arrays):
+        problem, x0, controls = eqx.combine(arrays, static)
+        state = jax.lax.while_loop(
+            lambda state: state.running,
+            lambda state: solver.step(problem, x0, state),
+            solver.init(problem, x0, controls),
+        )
+        return solver.finish(problem, x0, state)
+
+    @run.def_vmap
+    def run_batched(size, batched, arrays):
+        (batched,) = batched
+        out = _run_batch(solver, static, batched, size, arrays)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run(arrays)
+
+
+# Fewer unfinished samples than this are not worth another copy of the program.
+_SMALLEST_BUCKET = 8
+_SHRINK_BATCH = 4
+
+
+def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
+    """A batch that does not wait for its slowest member.
+
+    All step together until a quarter of them is left; those are gathered and go on among
+    themselves, and so on. Shapes must be known to the compiler, hence a few fixed sizes.
+    `batched` says which leaves of `arrays` have a leading axis; a batch of batches is flattened.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(arrays):
+        def over_samples(function):
+            axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+            return lambda arrays, *states: jax.vmap(
+                lambda arrays, *states: function(*eqx.combine(arrays, static), *states),
+                in_axes=(axes, *(0 for _ in states)),
+            )(arrays, *states)
+
+        init = over_samples(solver.init)
+        finish = over_samples(lambda problem, x0, _, state: solver.finish(problem, x0, state))
+        step = over_samples(
+            lambda problem, x0, _, state: select(
+                state.running, solver.step(problem, x0, state), state
+            )
+        )
+
+        def run_bucket(arrays, state, size):
+            smaller = size // _SHRINK_BATCH if size // _SHRINK_BATCH >= _SMALLEST_BUCKET else 0
+            state = jax.lax.while_loop(
+                lambda state: jnp.sum(state.running) > smaller,
+                lambda state: step(arrays, state),
+                state,
+            )
+            if smaller == 0:
+                return state
+            chosen = jnp.argsort(~state.running, stable=True)[:smaller]
+            some = lambda is_batched, leaf: leaf[chosen] if is_batched else leaf
+            rest = run_bucket(
+                jax.tree.map(some, batched, arrays),
+                jax.tree.map(lambda leaf: leaf[chosen], state),
+                smaller,
+            )
+            return jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new), state, rest)
+
+        return finish(arrays, run_bucket(arrays, init(arrays), size))
+
+    @run.def_vmap
+    def run_nested(outer, outer_batched, arrays):
+        (outer_batched,) = outer_batched
+
+        def flat(inner, new, leaf):
+            if not (inner or new):
+                return leaf
+            rest = leaf.shape[new + inner :]
+            leaf = leaf if new else leaf[None]
+            leaf = leaf if inner else jnp.expand_dims(leaf, 1)
+            return jnp.broadcast_to(leaf, (outer, size, *rest)).reshape(outer * size, *rest)
+
+        either = jax.tree.map(lambda a, b: a or b, batched, outer_batched)
+        arrays = jax.tree.map(flat, batched, outer_batched, arrays)
+        out = _run_batch(solver, static, either, outer * size, arrays)
+        out = jax.tree.map(lambda leaf: leaf.reshape(outer, size, *leaf.shape[1:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return run(arrays)
 
 
 def run_fixed(

@@ -38,7 +38,15 @@ from .._optimality import (
 from .._result import RESULTS, choose
 from .._solution import Stats
 from .._tree import all_finite, select, stop_gradient
-from .line_search import Search, Trial, backtrack, follow
+from .line_search import (
+    Search,
+    Trial,
+    attempt,
+    backtrack,
+    follow,
+    may_shorten,
+    shorter,
+)
 from .regularisation import LARGEST, adapt
 from .settings import check_settings, default_tolerance
 
@@ -62,12 +70,14 @@ class FirstOrder(eqx.Module):
 class LoopState(eqx.Module):
     """The state between iterations; its trajectory is an exact roll-out once one was accepted.
 
-    `iterations` counts sweeps that were followed: -1 before the guess itself has been rolled out.
+    `attempt` is the step size to try next. `iterations` counts sweeps that were followed: -1 before
+    the guess itself has been rolled out.
     """
 
     trial: Trial
     first_order: FirstOrder
     policy: Policy
+    attempt: Float[Array, ""]
     regularisation: Float[Array, ""]
     step_size: Float[Array, ""]
     iterations: Int[Array, ""]
@@ -105,6 +115,7 @@ class BoxDDP(AbstractSolver):
                 quadratic=zero,
                 positive=jnp.asarray(True),
             ),
+            attempt=zero + 1,
             regularisation=zero,
             step_size=zero,
             iterations=jnp.full((), -1, jnp.int32),
@@ -114,11 +125,23 @@ class BoxDDP(AbstractSolver):
         )
 
     def step(self, problem: StageProblem, x0: Array, state: LoopState) -> LoopState:
-        """One iteration."""
+        """Try one step size, and only if that settles the line search, expand and sweep.
+
+        So in a batch no sample waits for the line search of another.
+        """
         unresolved = self.unresolved(state)
-        search = backtrack(problem, state.trial, state.policy, unresolved)
-        state = self.judge(problem, state, search, unresolved)
-        return eqx.tree_at(lambda state: state.policy, state, self.improve(problem, state))
+        search = attempt(problem, state.trial, state.policy, state.attempt, unresolved)
+        again = state.policy.positive & may_shorten(search, unresolved)
+
+        def shorten():
+            return eqx.tree_at(lambda state: state.attempt, state, shorter(state.attempt))
+
+        def go_on():
+            after = self.judge(problem, state, search, unresolved)
+            policy = self.improve(problem, after, after.running & ~again)
+            return eqx.tree_at(lambda state: state.policy, after, policy)
+
+        return jax.lax.cond(again, shorten, go_on)
 
     def differentiable_step(self, problem: StageProblem, x0: Array, state: LoopState) -> LoopState:
         """The same iteration with its choices (step size, curvature, clamping) held constant."""
@@ -128,7 +151,8 @@ class BoxDDP(AbstractSolver):
         trial = follow(problem, state.trial, state.policy, search.step)
         search = Search(trial, search.step, search.sufficient)
         state = self.judge(problem, state, search, unresolved)
-        return eqx.tree_at(lambda state: state.policy, state, self.improve(problem, state))
+        policy = self.improve(problem, state, state.running)
+        return eqx.tree_at(lambda state: state.policy, state, policy)
 
     def unresolved(self, state: LoopState) -> Bool[Array, ""]:
         """Whether the predicted decrease is below what the cost resolves in floating point."""
@@ -164,6 +188,7 @@ class BoxDDP(AbstractSolver):
             trial=trial,
             first_order=here,
             policy=state.policy,
+            attempt=jnp.ones_like(state.attempt),
             regularisation=mu,
             step_size=jnp.where(accepted & ~first, search.step, state.step_size),
             iterations=iterations,
@@ -172,7 +197,7 @@ class BoxDDP(AbstractSolver):
             running=~(unusable | converged | stalled | stuck) & (iterations < self.max_iterations),
         )
 
-    def improve(self, problem: StageProblem, state: LoopState) -> Policy:
+    def improve(self, problem: StageProblem, state: LoopState, wanted: Array) -> Policy:
         """Expand to second order about the current trajectory and sweep."""
         x, u = state.trial.states, state.trial.controls
         here = state.first_order
@@ -189,7 +214,7 @@ class BoxDDP(AbstractSolver):
             problem.upper - u,
         )
         worthwhile = _WORTHWHILE * state.trial.magnitude
-        return sweep(expansion, state.regularisation, worthwhile, state.running)
+        return sweep(expansion, state.regularisation, worthwhile, wanted)
 
     def finish(self, problem: StageProblem, x0: Array, state: LoopState) -> tuple[Point, Outcome]:
         """The returned point, with costates from one exact backward sweep."""

@@ -73,23 +73,35 @@ class Search(eqx.Module):
     sufficient: Bool[Array, ""]
 
 
-def backtrack(problem: StageProblem, current: Trial, policy: Policy, full_only: Array) -> Search:
-    """The full step first, then half as long each time, until the cost falls enough.
+def attempt(
+    problem: StageProblem, current: Trial, policy: Policy, step: Array, full_only: Array
+) -> Search:
+    """Follow the policy with one step size, and judge the fall of the cost.
 
-    `full_only` takes the full step without asking the cost, for where it cannot tell.
+    `full_only` takes the step without asking the cost, for where it cannot tell.
     """
+    trial = follow(problem, current, policy, step)
+    expected = step * policy.linear + 0.5 * step**2 * policy.quadratic
+    enough = current.cost - trial.cost >= -_SUFFICIENT_DECREASE * expected
+    return Search(trial, step, jnp.isfinite(trial.cost) & (enough | full_only))
 
-    def attempt(search: Search) -> Search:
-        step = search.step * _SHRINK
-        trial = follow(problem, current, policy, step)
-        expected = step * policy.linear + 0.5 * step**2 * policy.quadratic
-        enough = current.cost - trial.cost >= -_SUFFICIENT_DECREASE * expected
-        return Search(trial, step, jnp.isfinite(trial.cost) & (enough | full_only))
 
-    def unfinished(search: Search) -> Bool[Array, ""]:
-        more = (search.step > _SMALLEST_STEP) & ~full_only
-        return (search.step > 1) | (~search.sufficient & more)
+def shorter(step: Array) -> Array:
+    """The step size to try after `step`."""
+    return step * _SHRINK
 
-    # The loop starts one step before the full one, so that a step is written once.
+
+def may_shorten(search: Search, full_only: Array) -> Bool[Array, ""]:
+    """Whether a shorter step is worth an attempt."""
+    return ~search.sufficient & ~full_only & (search.step > _SMALLEST_STEP)
+
+
+def backtrack(problem: StageProblem, current: Trial, policy: Policy, full_only: Array) -> Search:
+    """The full step first, then half as long each time, until the cost falls enough."""
+    # The loop starts one step before the full one, so that an attempt is written once.
     before = Search(current, jnp.full((), 1 / _SHRINK, current.cost.dtype), jnp.asarray(False))
-    return jax.lax.while_loop(unfinished, attempt, before)
+    return jax.lax.while_loop(
+        lambda search: (search.step > 1) | may_shorten(search, full_only),
+        lambda search: attempt(problem, current, policy, shorter(search.step), full_only),
+        before,
+    )
