@@ -24,6 +24,24 @@ class Boaster(dc.DDP):
         )
 
 
+def test_the_doctor_opens_closures_beside_arrays():
+    slope = jnp.asarray([0.2, 0.4])
+    A, B = jnp.array([[1.0, 0.1], [0.0, 1.0]]), jnp.array([0.0, 0.1])
+    problem = dc.ControlProblem(
+        dynamics=lambda x, u, t: A @ x + B * u[0],
+        stage_cost=dc.GoalCost([1, 1, 0.1], [0.2, 0.0]) + (lambda x, u, t: slope @ x),
+        horizon=4,
+        control_size=1,
+    )
+    report = dc.testing.check_gradients(problem, [1.0, 0.2], entries_per_leaf=2)
+    names = {entry.name for entry in report.entries}
+    assert report.passed
+    assert "problem.stage_cost.closed_over[0][1]" in names
+    assert "problem.stage_cost.terms[0].goal[0]" in names
+    with pytest.raises(TypeError, match="`x0` must be real"):
+        dc.testing.check_gradients(problem, [1j, 0.0])
+
+
 @pytest.mark.slow
 def test_check_solver():
     dc.testing.check_solver(dc.DDP())

@@ -4,6 +4,7 @@
 differences of re-solved problems, and believes the differences only where they have converged.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +12,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from ._adjoint.base import AbstractAdjoint
 from ._adjoint.implicit import ImplicitAdjoint
 from ._certificate import Certificate, certify
 from ._control_problem import ControlProblem
 from ._iterate import AbstractSolver
-from ._result import RESULTS, sentence
+from ._result import sentence, succeeded
 from ._solve import solve
 from ._solver.ddp import DDP
-from ._types import Numbers
+from ._types import Numbers, as_floats
 from .systems import cartpole, double_integrator, pendulum
 
 # Steps of the differences, relative to the size of what is perturbed (float64). Small ones suffer
@@ -37,7 +38,8 @@ class Entry:
 
     Attributes:
         sample: which initial state.
-        name: the array, as `problem.dynamics.mass` or `x0`, with the index of its entry.
+        name: the array, as `problem.dynamics.mass`, `x0`, or `problem.stage_cost.closed_over[0]`
+            for what a function inside the stage cost closes over, with the index of its entry.
         gradient: from the adjoint.
         steps, differences: central differences, `(K,)` each; NaN where a solve did not converge.
         difference: the most trustworthy of them.
@@ -67,7 +69,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """Outcome of `check_gradients`. `str(report)` is the verdict in words."""
+    """Outcome of `check_gradients`. `str(report)` is the verdict in words.
+
+    Attributes:
+        entries: every derivative that was checked.
+        certificates: of the solution of each sample.
+        outcomes: how each sample's solve ended, as a sentence; empty for a success.
+    """
 
     entries: list[Entry]
     certificates: list[Certificate]
@@ -115,7 +123,14 @@ class Report:
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
-        """Draw |difference - adjoint| against the step, one line a derivative."""
+        """Draw |difference - adjoint| against the step, one line a derivative.
+
+        Args:
+            path: of the picture; its ending says the format.
+
+        Raises:
+            ImportError: without matplotlib, which comes with `diffcontrol[cli]`.
+        """
         import matplotlib
 
         matplotlib.use("Agg")
@@ -168,14 +183,19 @@ def check_gradients(
         entries_per_leaf: of larger arrays only so many entries, chosen at random, are perturbed.
         seed: of the loss and of that choice.
 
+    Returns:
+        A report of every derivative; `report.passed` and `str(report)` sum it up.
+
     Raises:
-        ValueError: if float64 is off; differences in float32 decide nothing.
+        TypeError: for an `x0` that is not made of real numbers.
+        ValueError: if float64 is off; differences in float32 decide nothing. Also as `solve` does
+            for arguments that do not fit together.
     """
     if jnp.result_type(float) != jnp.float64:
         raise ValueError(
             "check_gradients needs float64: call jax.config.update('jax_enable_x64', True) first."
         )
-    starts = jnp.atleast_2d(jnp.asarray(x0, float))
+    starts = jnp.atleast_2d(as_floats("x0", x0).astype(float))
     problem = jax.tree.map(_to_float64, _with_closures_open(problem, starts[0]))
     directions, names = _directions(problem, starts.shape[1], entries_per_leaf, seed)
     evaluate = _Evaluation(problem, solver, adjoint, seed)
@@ -202,14 +222,19 @@ def check_solver(solver: AbstractSolver, starts: int = 8) -> None:
         x0s = jax.vmap(system.start)(keys)
         solutions = jax.vmap(lambda x0, p=problem: solve(p, x0, solver, throw=False))(x0s)
         c = jax.vmap(lambda x0, s, p=problem: certify(p, x0, s))(x0s, solutions)
-        good = np.asarray(jax.vmap(lambda r: r == RESULTS.successful)(solutions.result))
+        good = np.asarray(jax.vmap(succeeded)(solutions.result))
         limit = 1e-3 if solutions.states.dtype == jnp.float32 else 1e-6
-        assert good.mean() >= 0.75, f"{name}: only {good.sum()} of {starts} starts are solved"
+        if good.mean() < 0.75:
+            raise AssertionError(f"{name}: only {good.sum()} of {starts} starts are solved")
         for measure in ("stationarity", "dynamics_gap", "bound_violation"):
             worst = np.max(np.asarray(getattr(c, measure))[good])
-            assert worst <= limit, f"{name}: solved samples have {measure} up to {worst:.1e}"
+            if not worst <= limit:
+                raise AssertionError(f"{name}: solved samples have {measure} up to {worst:.1e}")
         curvature = np.min(np.asarray(c.smallest_curvature)[good])
-        assert curvature > 0, f"{name}: a solved sample is no minimum (curvature {curvature:.1e})"
+        if not curvature > 0:
+            raise AssertionError(
+                f"{name}: a solved sample is no minimum (curvature {curvature:.1e})"
+            )
 
 
 def check_adjoint(adjoint: AbstractAdjoint) -> None:
@@ -217,7 +242,8 @@ def check_adjoint(adjoint: AbstractAdjoint) -> None:
     for name, problem, system in _table():
         report = check_gradients(problem, system.start(jax.random.key(1)), adjoint=adjoint)
         wrong = [entry.name for entry in report.entries if entry.decided and not entry.agrees]
-        assert not wrong, f"{name}: wrong derivatives of {', '.join(wrong)}"
+        if wrong:
+            raise AssertionError(f"{name}: wrong derivatives of {', '.join(wrong)}")
 
 
 def _table():
@@ -315,7 +341,10 @@ def _directions(problem, n: int, entries_per_leaf: int, seed: int):
             rows.append(jax.tree.unflatten(structure, row))
             prefix = "x0" if path[0] == jax.tree_util.SequenceKey(1) else "problem"
             where = [int(k) for k in np.unravel_index(entry, values.shape)] if values.ndim else ""
-            names.append(f"{prefix}{jax.tree_util.keystr(path[1:])}{where}")
+            # Two fields of `_Opened` that the user did not write.
+            leaf_name = jax.tree_util.keystr(path[1:]).replace(".shown", "", 1)
+            leaf_name = leaf_name.replace(".hidden.consts", ".closed_over", 1)
+            names.append(f"{prefix}{leaf_name}{where}")
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows), names
 
 
@@ -339,15 +368,26 @@ def _equal_bounds(problem: ControlProblem, paths) -> dict[int, tuple[int | None,
     return {lower: (lower + 1, np.zeros_like(equal)), lower + 1: (None, equal)}
 
 
+class _Opened(eqx.Module):
+    """A callable whose closed-over arrays are leaves, beside those that it shows by itself."""
+
+    shown: PyTree
+    hidden: Callable
+
+    def __call__(self, *args):
+        return self.hidden(self.shown, *args)
+
+
 def _with_closures_open(problem: ControlProblem, x0: Array) -> ControlProblem:
-    """Make values that plain functions close over into arrays of the problem."""
+    """Make values that functions close over into arrays of the problem, wherever they stand."""
     u, t = jnp.zeros(problem.control_size, x0.dtype), jnp.zeros((), int)
 
     def opened(function, *args):
-        has_arrays = any(eqx.is_inexact_array(leaf) for leaf in jax.tree.leaves(function))
-        if function is None or has_arrays:
-            return function
-        return eqx.filter_closure_convert(lambda *args: function(*args), *args)
+        if function is None:
+            return None
+        shown, rest = eqx.partition(function, eqx.is_inexact_array)
+        call = lambda shown, *args: eqx.combine(shown, rest)(*args)
+        return _Opened(shown, eqx.filter_closure_convert(call, shown, *args))
 
     return ControlProblem(
         dynamics=opened(problem.dynamics, x0, u, t),
