@@ -209,6 +209,6 @@ def everything(problem, users):
     return [
         solution.cost,
         dc.certify(problem, x0, solution).smallest_curvature,
-        dc.terminal_value(problem, jnp.zeros(1), jnp.zeros(1)).P,
+        dc.terminal_value(problem, [0.0], [0.0]).P,
         dc.simulate(push_back, users.dynamics, x0, 2).states,
     ]

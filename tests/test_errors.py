@@ -55,6 +55,22 @@ def lq(**changes):
 
 # What is wrong, how it comes about, and words that the message must hold: the argument first.
 CASES = {
+    # costs, and what stands beside solve
+    "a number added to a cost": (lambda: dc.GoalCost([1, 1], [0]) + 3.0, TypeError, "stage cost"),
+    "a cost added to a number": (lambda: 3.0 + dc.GoalCost([1, 1], [0]), TypeError, "stage cost"),
+    "complex C": (lq(C=1j * jnp.ones((4, 3, 3))), TypeError, "`C` must be real"),
+    "words for c_terminal": (lq(c_terminal="none"), TypeError, "`c_terminal`"),
+    "certify: x0 of words": (lambda: dc.certify(GOOD, "here", None), TypeError, "`x0`"),
+    "terminal_value: complex state": (
+        lambda: dc.terminal_value(GOOD, 1j * X0, [0.0]),
+        TypeError,
+        "`state` must be real",
+    ),
+    "simulate: x0 of words": (
+        lambda: dc.simulate(lambda x: x, lambda x, u, t: x, "here", 2),
+        TypeError,
+        "`x0`",
+    ),
     # solve
     "not a problem": (solve(lambda x: x, X0), TypeError, "problem"),
     "x0 a scalar": (solve(GOOD, 1.0), ValueError, "x0"),

@@ -30,10 +30,18 @@ class AbstractStageCost(eqx.Module):
         """Raise `ValueError` if an array does not fit a problem of these sizes."""
 
     def __add__(self, other: Callable) -> "CostSum":
-        return CostSum((self, other))
+        return CostSum((self, _term(other)))
 
     def __radd__(self, other: Callable) -> "CostSum":
-        return CostSum((other, self))
+        return CostSum((_term(other), self))
+
+
+def _term(cost: Callable) -> Callable:
+    if not callable(cost):
+        raise TypeError(
+            f"A stage cost adds to callables (x, u, t) -> scalar, got {type(cost).__name__}."
+        )
+    return cost
 
 
 def cost_at_stage(cost: Callable, k: Int[Array, ""]) -> Callable:

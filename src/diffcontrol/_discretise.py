@@ -1,8 +1,9 @@
 """From continuous to discrete time: one integration step as dynamics `(x, u, t) -> next x`.
 
 The control is held over the step (zero-order hold), and so is the time that `f` sees: the
-integer stage. Integration methods are functions `(f, x, u, t, dt) -> next x`; `euler`,
-`semi_implicit` and `rk4` are given, and any function of that form will do.
+integer absolute time, counted in steps. Integration methods are functions
+`(f, x, u, t, dt) -> next x`; `euler`, `semi_implicit` and `rk4` are given, and any function of that
+form will do.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,20 @@ from jaxtyping import Array, ArrayLike, Float
 
 
 def euler(f: Callable, x: Array, u: Array, t: int | Array, dt: float | Array) -> Array:
-    """Explicit Euler step, `x + dt f(x)`: first order, adds energy to oscillators."""
+    """Explicit Euler step, `x + dt f(x, u, t)`: first order, adds energy to oscillators.
+
+    Args:
+        f: `(x, u, t) -> dx/dt`, `(n,)` [unit of x / s].
+        x: state, `(n,)`.
+        u: control held over the step, `(m,)`.
+        t: integer absolute time, in steps.
+        dt: step [s].
+
+    Returns:
+        The next state, `(n,)`.
+
+    Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, eq. I.7.3.
+    """
     return x + dt * f(x, u, t)
 
 
@@ -25,6 +39,8 @@ def semi_implicit(f: Callable, x: Array, u: Array, t: int | Array, dt: float | A
     The state is `x = [q; v]`, positions before velocities, each half of it, and `f` returns
     `[dq/dt; dv/dt]`. Velocities advance first, positions follow with the new velocities:
     `v+ = v + dt f_v(q, v)`, `q+ = q + dt f_q(q, v+)`.
+
+    Arguments as for `euler`, with `u` and `t` held.
 
     Raises:
         ValueError: if the size of the state is odd.
@@ -44,7 +60,12 @@ def semi_implicit(f: Callable, x: Array, u: Array, t: int | Array, dt: float | A
 
 
 def rk4(f: Callable, x: Array, u: Array, t: int | Array, dt: float | Array) -> Array:
-    """The classical Runge-Kutta step: fourth order."""
+    """The classical Runge-Kutta step: fourth order.
+
+    Arguments and units as for `euler`; `u` and `t` are held.
+
+    Source: Hairer, Norsett and Wanner, Solving Ordinary Differential Equations I, table II.1.2.
+    """
     k1 = f(x, u, t)
     k2 = f(x + 0.5 * dt * k1, u, t)
     k3 = f(x + 0.5 * dt * k2, u, t)
@@ -94,7 +115,8 @@ def discretise(f: Callable, dt: ArrayLike, method: Callable = rk4) -> Discretise
 
     Args:
         f: `(x, u, t) -> dx/dt`, with `x` and `dx/dt` of shape `(n,)`, `u` of shape `(m,)` held
-            over the step, and `t` the integer stage. An `eqx.Module`'s arrays are parameters.
+            over the step, and `t` the integer absolute time in steps. An `eqx.Module`'s arrays are
+            parameters.
         dt: step [s]. A Python number is fixed and part of the compiled program; an array scalar
             is a parameter with a gradient.
         method: `euler`, `semi_implicit` or `rk4`, or any function

@@ -10,21 +10,23 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._types import Numbers
+from ._types import Numbers, as_floats
 
 
 class LinearQuadraticProblem(eqx.Module):
     """Data of a linear-quadratic problem; a pytree whose arrays have gradients.
 
     Attributes:
-        C: `(T, n+m, n+m)`; read through its symmetric part, and its gradient is symmetric.
-        c: `(T, n+m)`.
-        F: `(T, n, n+m)`, the dynamics `[A_t B_t]`.
-        f: `(T, n)`.
-        C_terminal: `(n, n)`, zero if not given.
-        c_terminal: `(n,)`, zero if not given.
+        C: `(T, n+m, n+m)` [cost / unit^2]; read through its symmetric part, and its gradient is
+            symmetric.
+        c: `(T, n+m)` [cost / unit].
+        F: `(T, n, n+m)`, the dynamics `[A_t B_t]` [unit of x / unit of x or u].
+        f: `(T, n)` [unit of x].
+        C_terminal: `(n, n)` [cost / unit of x^2], zero if not given.
+        c_terminal: `(n,)` [cost / unit of x], zero if not given.
 
     Raises:
+        TypeError: naming the argument that is not made of real numbers.
         ValueError: naming the argument whose shape does not fit.
     """
 
@@ -44,7 +46,7 @@ class LinearQuadraticProblem(eqx.Module):
         C_terminal: Numbers | None = None,
         c_terminal: Numbers | None = None,
     ):
-        C, c, F, f = (jnp.asarray(a) for a in (C, c, F, f))
+        C, c, F, f = (as_floats(*a) for a in (("C", C), ("c", c), ("F", F), ("f", f)))
         if F.ndim != 3 or F.shape[0] == 0 or F.shape[2] <= F.shape[1]:
             raise ValueError(
                 "LinearQuadraticProblem: `F` must have shape (T, n, n+m) with T, n, m at least 1, "
@@ -52,14 +54,12 @@ class LinearQuadraticProblem(eqx.Module):
             )
         T, n, size = F.shape
         dtype = jnp.result_type(C, c, F, f)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            dtype = jnp.result_type(float)
         zero = jnp.zeros((), dtype)
         C_terminal = jnp.broadcast_to(zero, (n, n)) if C_terminal is None else C_terminal
         c_terminal = jnp.broadcast_to(zero, (n,)) if c_terminal is None else c_terminal
 
         def checked(name: str, value: Numbers, shape: tuple[int, ...]) -> Array:
-            array = jnp.asarray(value)
+            array = as_floats(name, value)
             if array.shape != shape:
                 raise ValueError(
                     f"LinearQuadraticProblem: `{name}` must have shape {shape} to go with `F` of "

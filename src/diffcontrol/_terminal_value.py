@@ -22,12 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve, solve_triangular
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from ._captured import remembered_jit
 from ._control_problem import ControlProblem, check_concrete_values, stage_problem
 from ._kernel.cholesky import cholesky
+from ._kernel.riccati import symmetric
 from ._tree import promoted_dtype
+from ._types import Numbers, as_floats
 
 # Of the state and control given as an equilibrium: meant to catch a wrong one, not rounding, and
 # wide enough to let finite differences pass.
@@ -67,7 +69,7 @@ class TerminalValue(eqx.Module):
         return 0.5 * d @ self.P @ d + self.p @ d
 
 
-def terminal_value(problem: ControlProblem, state: ArrayLike, control: ArrayLike) -> TerminalValue:
+def terminal_value(problem: ControlProblem, state: Numbers, control: Numbers) -> TerminalValue:
     r"""The infinite-horizon cost near an equilibrium, for use as a `terminal_cost`.
 
     Dynamics and stage cost are taken at stage 0, the one to first and the other to second order
@@ -83,7 +85,12 @@ def terminal_value(problem: ControlProblem, state: ArrayLike, control: ArrayLike
         state: equilibrium, shape `(n,)`.
         control: what holds it there, shape `(m,)`.
 
+    Returns:
+        The value, callable as `(x) -> scalar`, with the gain of its controller.
+
     Raises:
+        TypeError: if `problem` is not a `ControlProblem`, or `state` or `control` not made of real
+            numbers.
         ValueError: for wrong shapes, NaN, a point that is not an equilibrium or outside the
             bounds, a stage cost not strictly convex in the control, a system that is not
             stabilisable or a cost that does not see what does not decay. Under `jax.jit`,
@@ -92,7 +99,7 @@ def terminal_value(problem: ControlProblem, state: ArrayLike, control: ArrayLike
     """
     if not isinstance(problem, ControlProblem):
         raise TypeError(f"`problem` must be a ControlProblem, got {type(problem).__name__}.")
-    state, control = jnp.asarray(state), jnp.asarray(control)
+    state, control = as_floats("state", state), as_floats("control", control)
     if state.ndim != 1 or state.shape[0] == 0:
         raise ValueError(f"`state` must have shape (n,), but has shape {state.shape}.")
     if control.shape != (problem.control_size,):
@@ -133,7 +140,7 @@ def _terminal_value(problem: ControlProblem, state: Array, control: Array):
     stage_cost = lambda tau: stages.stage_cost(tau[:n], tau[n:], k)
     F = jax.jacfwd(dynamics)(tau)
     g, H = jax.grad(stage_cost)(tau), jax.hessian(stage_cost)(tau)
-    H = 0.5 * (H + H.T)
+    H = symmetric(H)
 
     P = _riccati(F, H)
     M = H + F.T @ P @ F
@@ -174,10 +181,10 @@ def _riccati(F: Float[Array, "n nm"], H: Float[Array, "nm nm"]) -> Float[Array, 
     def double(carry):
         k, (A, U, P), _ = carry
         # (I + U U'P)^-1 = I - U (I + U'P U)^-1 U'P
-        L = jnp.linalg.cholesky(eye + _symmetric(U.T @ P @ U))
+        L = jnp.linalg.cholesky(eye + symmetric(U.T @ P @ U))
         X = solve_triangular(L, U.T @ P @ A, lower=True)
         Y = solve_triangular(L, U.T @ A.T, lower=True)
-        step = _symmetric(A.T @ P @ A) - X.T @ X
+        step = symmetric(A.T @ P @ A) - X.T @ X
         following = (A @ A - Y.T @ X, _square_root(jnp.concatenate([U.T, Y])), P + step)
         return k + 1, following, jnp.max(jnp.abs(step)) / jnp.max(jnp.abs(P + step))
 
@@ -216,7 +223,7 @@ def _lyapunov(A: Float[Array, "n n"], Y: Float[Array, "n n"]) -> Float[Array, "n
         return (A @ A, X + A.T @ X @ A), None
 
     (_, X), _ = jax.lax.scan(double, (A, Y), length=_DOUBLINGS)
-    return _symmetric(X)
+    return symmetric(X)
 
 
 def _spectral_radius(A: Float[Array, "n n"]) -> Float[Array, ""]:
@@ -245,7 +252,3 @@ def _positive(A: Float[Array, "m m"]) -> Bool[Array, ""]:
 def _square_root(rows: Float[Array, "k n"]) -> Float[Array, "n n"]:
     """`U` with `U U' = rows' rows`."""
     return jnp.linalg.qr(rows, mode="r").T
-
-
-def _symmetric(A: Array) -> Array:
-    return 0.5 * (A + A.T)

@@ -18,17 +18,17 @@ def select(predicate: Bool[Array, ""], if_true: _T, if_false: _T) -> _T:
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every floating-point array of `tree` is finite throughout."""
-    return _over_inexact_leaves(tree, lambda leaf: jnp.all(jnp.isfinite(leaf)), empty=True)
+    return _over_inexact_leaves(tree, lambda leaf: jnp.all(jnp.isfinite(leaf)))
 
 
 def any_nan(tree: PyTree) -> Bool[Array, ""]:
     """Whether some floating-point array of `tree` holds a NaN."""
-    return ~_over_inexact_leaves(tree, lambda leaf: ~jnp.any(jnp.isnan(leaf)), empty=True)
+    return ~_over_inexact_leaves(tree, lambda leaf: ~jnp.any(jnp.isnan(leaf)))
 
 
-def _over_inexact_leaves(tree: PyTree, holds: Callable, empty: bool) -> Bool[Array, ""]:
+def _over_inexact_leaves(tree: PyTree, holds: Callable) -> Bool[Array, ""]:
     leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
-    outcome = jnp.asarray(empty)
+    outcome = jnp.asarray(True)
     for leaf in leaves:
         outcome = outcome & holds(leaf)
     return outcome
