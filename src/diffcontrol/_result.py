@@ -23,9 +23,9 @@ class RESULTS(eqx.Enumeration):
         "cost, or loosen the tolerance."
     )
     indefinite = (
-        "The point is stationary but the curvature along some free direction is negative: it is "
-        "a saddle or a maximum, not a minimum. Start from another guess; for a linear-quadratic "
-        "problem, make the cost convex."
+        "The point is stationary but the curvature along some free direction is not positive: it "
+        "is a saddle, a maximum, or one of many minima. Start from another guess; for a "
+        "linear-quadratic problem, make the cost strictly convex in the controls."
     )
     non_finite = (
         "The cost, the dynamics or their derivatives are NaN or infinite along the initial "
