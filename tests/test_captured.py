@@ -2,6 +2,7 @@
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -197,6 +198,26 @@ def test_no_front_door_runs_an_old_helper():
         wanted = everything(problem_of(fresh), fresh)
         for seen, expected in zip(everything(problem, users), wanted, strict=True):
             np.testing.assert_allclose(seen, expected, rtol=1e-10, atol=1e-12)
+
+
+class Offset(dc.learning.AbstractLoss):
+    """The squared output of a function that may read what it likes."""
+
+    function: Callable = eqx.field(static=True)
+
+    def start(self, sample):
+        return None
+
+    def __call__(self, model, sample, memory):
+        return dc.learning.Judged(self.function(model - sample) ** 2, jnp.asarray(True), None)
+
+
+def test_no_loss_runs_an_old_helper():
+    users = module("def scale(x): return x\ndef f(x): return scale(x)")
+    loss, model, samples = Offset(users.f), jnp.asarray(1.0), jnp.zeros(2)
+    assert dc.learning.evaluate(loss, model, samples).loss == 1.0
+    users.scale = lambda x: 3.0 * x
+    assert dc.learning.evaluate(loss, model, samples).loss == 9.0
 
 
 def push_back(x):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._captured import remembered_jit
+
 
 class Judged(eqx.Module):
     """A loss at one sample.
@@ -77,7 +79,7 @@ def evaluate(loss: AbstractLoss, model: Any, samples: PyTree, batch_size: int = 
     return Evaluation(total / used if used else float("nan"), 1.0 - used / number)
 
 
-@eqx.filter_jit
+@remembered_jit
 def _judge(loss, model, batch, present):
     judged = jax.vmap(lambda sample: loss(model, sample, loss.start(sample)))(batch)
     usable = judged.usable & jnp.isfinite(judged.value) & present

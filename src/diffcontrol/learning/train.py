@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from .._captured import remembered_jit
 from .._tree import select
 from .gradients import check_clip, mean_of_usable, sample_gradients
 from .keeper import Clock, Keeper
@@ -238,7 +239,7 @@ def _fresh(loss: AbstractLoss, training: PyTree) -> PyTree:
     return jax.vmap(loss.start)(training)
 
 
-@eqx.filter_jit
+@remembered_jit
 def _update(loss, parametrisation, optimiser, clip, state: State, training, rows) -> State:
     """One optimiser step on the training samples `rows`."""
     batch, memory = take_rows(training, rows), take_rows(state.memory, rows)
