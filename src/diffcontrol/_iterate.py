@@ -81,55 +81,81 @@ def run_until_done(
     return run(arrays)
 
 
-# Fewer unfinished samples than this are not worth another copy of the program.
-_SMALLEST_BUCKET = 8
-_SHRINK_BATCH = 4
+# So many samples step together on a CPU, where a step takes time in proportion. Other devices want
+# the whole batch at once.
+_SLOTS = 16
+# Finished slots are refilled when so many are free, since refilling copies.
+_REFILL = 2
 
 
 def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
     """A batch that does not wait for its slowest member.
 
-    All step together until a quarter of them is left; those are gathered and go on among
-    themselves, and so on. Shapes must be known to the compiler, hence a few fixed sizes.
-    `batched` says which leaves of `arrays` have a leading axis; a batch of batches is flattened.
+    The samples are worked off through a fixed number of slots: whoever is done leaves its slot to
+    the next one in the queue. `batched` says which leaves of `arrays` have a leading axis; a batch
+    of batches is flattened.
     """
+
+    def over_samples(function):
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+        return lambda arrays, *states: jax.vmap(
+            lambda arrays, *states: function(*eqx.combine(arrays, static), *states),
+            in_axes=(axes, *(0 for _ in states)),
+        )(arrays, *states)
+
+    def samples(arrays, index):
+        take = lambda is_batched, leaf: leaf[index] if is_batched else leaf
+        return jax.tree.map(take, batched, arrays)
+
+    init = over_samples(solver.init)
+    finish = over_samples(lambda problem, x0, _, state: solver.finish(problem, x0, state))
+    step = over_samples(
+        lambda problem, x0, _, state: select(state.running, solver.step(problem, x0, state), state)
+    )
+
+    def run_together(arrays):
+        state = jax.lax.while_loop(
+            lambda state: jnp.any(state.running), lambda state: step(arrays, state), init(arrays)
+        )
+        return finish(arrays, state)
+
+    def run_through_slots(arrays):
+        def proceed(loop):
+            queue, occupant, state, out = loop
+            inputs = samples(arrays, occupant)
+
+            def busy(state):
+                free = jnp.sum(~state.running & (occupant < size))
+                return jnp.any(state.running) & ((free < _REFILL) | (queue >= size))
+
+            state = jax.lax.while_loop(busy, lambda state: step(inputs, state), state)
+            # A place beyond the end is nobody's: what is written there is dropped.
+            done = ~state.running
+            place = jnp.where(done, occupant, size)
+            out = jax.tree.map(
+                lambda leaf, new: leaf.at[place].set(new, mode="drop"), out, finish(inputs, state)
+            )
+            following = jnp.minimum(queue + jnp.cumsum(done) - 1, size)
+            occupant = jnp.where(done, following, occupant)
+            fresh = init(samples(arrays, occupant))
+            fresh = eqx.tree_at(
+                lambda state: state.running, fresh, fresh.running & (occupant < size)
+            )
+            state = jax.vmap(select)(done, fresh, state)
+            return jnp.minimum(queue + jnp.sum(done), size), occupant, state, out
+
+        occupant = jnp.arange(_SLOTS)
+        state = init(samples(arrays, occupant))
+        ends = jax.eval_shape(finish, samples(arrays, occupant), state)
+        out = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), ends)
+        loop = (jnp.asarray(_SLOTS), occupant, state, out)
+        return jax.lax.while_loop(lambda loop: jnp.any(loop[1] < size), proceed, loop)[-1]
 
     @jax.custom_batching.custom_vmap
     def run(arrays):
-        def over_samples(function):
-            axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
-            return lambda arrays, *states: jax.vmap(
-                lambda arrays, *states: function(*eqx.combine(arrays, static), *states),
-                in_axes=(axes, *(0 for _ in states)),
-            )(arrays, *states)
-
-        init = over_samples(solver.init)
-        finish = over_samples(lambda problem, x0, _, state: solver.finish(problem, x0, state))
-        step = over_samples(
-            lambda problem, x0, _, state: select(
-                state.running, solver.step(problem, x0, state), state
-            )
-        )
-
-        def run_bucket(arrays, state, size):
-            smaller = size // _SHRINK_BATCH if size // _SHRINK_BATCH >= _SMALLEST_BUCKET else 0
-            state = jax.lax.while_loop(
-                lambda state: jnp.sum(state.running) > smaller,
-                lambda state: step(arrays, state),
-                state,
-            )
-            if smaller == 0:
-                return state
-            chosen = jnp.argsort(~state.running, stable=True)[:smaller]
-            some = lambda is_batched, leaf: leaf[chosen] if is_batched else leaf
-            rest = run_bucket(
-                jax.tree.map(some, batched, arrays),
-                jax.tree.map(lambda leaf: leaf[chosen], state),
-                smaller,
-            )
-            return jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new), state, rest)
-
-        return finish(arrays, run_bucket(arrays, init(arrays), size))
+        if size <= _SLOTS or jax.default_backend() != "cpu":
+            return run_together(arrays)
+        return run_through_slots(arrays)
 
     @run.def_vmap
     def run_nested(outer, outer_batched, arrays):

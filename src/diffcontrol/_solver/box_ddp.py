@@ -45,9 +45,8 @@ from .line_search import (
     backtrack,
     follow,
     may_shorten,
-    shorter,
 )
-from .regularisation import LARGEST, adapt
+from .regularisation import LARGEST, Regularisation, unregularised
 from .settings import check_settings, default_tolerance
 
 # Differences of cost below this many roundings of its terms say nothing.
@@ -78,7 +77,7 @@ class LoopState(eqx.Module):
     first_order: FirstOrder
     policy: Policy
     attempt: Float[Array, ""]
-    regularisation: Float[Array, ""]
+    regularisation: Regularisation
     step_size: Float[Array, ""]
     iterations: Int[Array, ""]
     stalls: Int[Array, ""]
@@ -116,7 +115,7 @@ class BoxDDP(AbstractSolver):
                 positive=jnp.asarray(True),
             ),
             attempt=zero + 1,
-            regularisation=zero,
+            regularisation=unregularised(zero),
             step_size=zero,
             iterations=jnp.full((), -1, jnp.int32),
             stalls=jnp.zeros((), jnp.int32),
@@ -134,7 +133,7 @@ class BoxDDP(AbstractSolver):
         again = state.policy.positive & may_shorten(search, unresolved)
 
         def shorten():
-            return eqx.tree_at(lambda state: state.attempt, state, shorter(state.attempt))
+            return eqx.tree_at(lambda state: state.attempt, state, search.next_step)
 
         def go_on():
             after = self.judge(problem, state, search, unresolved)
@@ -149,7 +148,7 @@ class BoxDDP(AbstractSolver):
         fixed_problem, fixed = stop_gradient((problem, state))
         search = backtrack(fixed_problem, fixed.trial, fixed.policy, unresolved)
         trial = follow(problem, state.trial, state.policy, search.step)
-        search = Search(trial, search.step, search.sufficient)
+        search = Search(trial, search.step, search.sufficient, search.next_step)
         state = self.judge(problem, state, search, unresolved)
         policy = self.improve(problem, state, state.running)
         return eqx.tree_at(lambda state: state.policy, state, policy)
@@ -172,15 +171,15 @@ class BoxDDP(AbstractSolver):
         accepted = usable & (first | ~unresolved | closer)
         trial, here = select(accepted, (search.trial, there), (state.trial, state.first_order))
 
-        mu = jnp.where(first, state.regularisation, adapt(state.regularisation, accepted))
+        regularisation = select(first, state.regularisation, state.regularisation.adapted(accepted))
         stalls = jnp.where(accepted, 0, state.stalls + (unresolved & state.policy.positive))
         iterations = state.iterations + 1
         unusable = first & ~accepted
         converged = ~unusable & (
-            here.stationarity.relative <= default_tolerance(self.tolerance, mu.dtype)
+            here.stationarity.relative <= default_tolerance(self.tolerance, trial.cost.dtype)
         )
         stalled = stalls >= _MOST_STALLS
-        stuck = mu > LARGEST
+        stuck = regularisation.mu > LARGEST
         result = choose(stalled, RESULTS.precision_limit, RESULTS.not_converged)
         result = choose(converged, RESULTS.successful, result)
         result = choose(unusable, RESULTS.non_finite, result)
@@ -189,7 +188,7 @@ class BoxDDP(AbstractSolver):
             first_order=here,
             policy=state.policy,
             attempt=jnp.ones_like(state.attempt),
-            regularisation=mu,
+            regularisation=regularisation,
             step_size=jnp.where(accepted & ~first, search.step, state.step_size),
             iterations=iterations,
             stalls=stalls,
@@ -214,7 +213,7 @@ class BoxDDP(AbstractSolver):
             problem.upper - u,
         )
         worthwhile = _WORTHWHILE * state.trial.magnitude
-        return sweep(expansion, state.regularisation, worthwhile, wanted)
+        return sweep(expansion, state.regularisation.mu, worthwhile, wanted)
 
     def finish(self, problem: StageProblem, x0: Array, state: LoopState) -> tuple[Point, Outcome]:
         """The returned point, with costates from one exact backward sweep."""
@@ -225,7 +224,7 @@ class BoxDDP(AbstractSolver):
             stationarity=here.stationarity.relative,
             stationarity_raw=here.stationarity.raw,
             step_size=state.step_size,
-            regularisation=state.regularisation,
+            regularisation=state.regularisation.mu,
         )
         return point, Outcome(state.result, stats)
 

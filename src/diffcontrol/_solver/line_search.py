@@ -11,8 +11,9 @@ from .._optimality import stage_costs
 from .._trajectory import stages
 
 _SUFFICIENT_DECREASE = 1e-4  # Nocedal and Wright, section 3.1
-_SHRINK = 0.5
-_SMALLEST_STEP = 2.0**-10
+# A step is shortened to where a parabola through what is known has its minimum, within these.
+_LEAST_SHRINK, _MOST_SHRINK = 0.5, 0.35
+_SMALLEST_STEP = 1e-3
 
 
 class Trial(eqx.Module):
@@ -66,11 +67,12 @@ def _into_box(u: Array, lower: Array, upper: Array) -> Array:
 
 
 class Search(eqx.Module):
-    """Outcome of a line search: the last trial, its step, and whether it was good enough."""
+    """The last trial, its step, whether it was good enough, and the step to try if it was not."""
 
     trial: Trial
     step: Float[Array, ""]
     sufficient: Bool[Array, ""]
+    next_step: Float[Array, ""]
 
 
 def attempt(
@@ -82,13 +84,13 @@ def attempt(
     """
     trial = follow(problem, current, policy, step)
     expected = step * policy.linear + 0.5 * step**2 * policy.quadratic
-    enough = current.cost - trial.cost >= -_SUFFICIENT_DECREASE * expected
-    return Search(trial, step, jnp.isfinite(trial.cost) & (enough | full_only))
-
-
-def shorter(step: Array) -> Array:
-    """The step size to try after `step`."""
-    return step * _SHRINK
+    rise = trial.cost - current.cost
+    enough = -rise >= -_SUFFICIENT_DECREASE * expected
+    slope = step * policy.linear
+    shrink = -0.5 * slope / jnp.maximum(rise - slope, jnp.finfo(step.dtype).tiny)
+    shrink = jnp.clip(jnp.nan_to_num(shrink, nan=_MOST_SHRINK), _MOST_SHRINK, _LEAST_SHRINK)
+    sufficient = jnp.isfinite(trial.cost) & (enough | full_only)
+    return Search(trial, step, sufficient, step * shrink)
 
 
 def may_shorten(search: Search, full_only: Array) -> Bool[Array, ""]:
@@ -97,11 +99,12 @@ def may_shorten(search: Search, full_only: Array) -> Bool[Array, ""]:
 
 
 def backtrack(problem: StageProblem, current: Trial, policy: Policy, full_only: Array) -> Search:
-    """The full step first, then half as long each time, until the cost falls enough."""
-    # The loop starts one step before the full one, so that an attempt is written once.
-    before = Search(current, jnp.full((), 1 / _SHRINK, current.cost.dtype), jnp.asarray(False))
+    """The full step first, then ever shorter ones, until the cost falls enough."""
+    # The loop starts before the full step, so that an attempt is written once.
+    full = jnp.ones_like(current.cost)
+    before = Search(current, 2 * full, jnp.asarray(False), full)
     return jax.lax.while_loop(
         lambda search: (search.step > 1) | may_shorten(search, full_only),
-        lambda search: attempt(problem, current, policy, shorter(search.step), full_only),
+        lambda search: attempt(problem, current, policy, search.next_step, full_only),
         before,
     )
