@@ -20,7 +20,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export SDL_VIDEODRIVER ?= dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test test-slow fuzz lint check clean
+.PHONY: help setup demo demo-short test test-slow fuzz sanitise arm64 lint check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,32 @@ test-slow: $(STAMP) ## run the slow tests only
 
 fuzz: $(STAMP) ## solve and differentiate 10,000 random problems
 	$(PY) -m tests.fuzz --problems 10000
+
+SANITISE := -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra \
+	-Wno-psabi -Wno-ignored-attributes
+X86 := $(filter x86_64 amd64,$(shell uname -m))
+
+sanitise: ## run the compiled kernels under the address and undefined-behaviour sanitisers
+	@mkdir -p build/sanitise
+	@$(MAKE) --no-print-directory -j 2 $(patsubst %,build/sanitise/%.o,avx512 avx2 portable test_kernels)
+	$(CXX) $(SANITISE) build/sanitise/*.o -o build/sanitise/test_kernels
+	build/sanitise/test_kernels
+
+build/sanitise/avx512.o: FLAGS := $(if $(X86),-mavx512f -mavx512dq -mavx512vl -mfma)
+build/sanitise/avx2.o: FLAGS := $(if $(X86),-mavx2 -mfma)
+build/sanitise/%.o: native/%.cc $(wildcard native/*.h)
+	$(CXX) $(SANITISE) $(FLAGS) -c $< -o $@
+
+arm64: $(STAMP) ## check that the compiled kernel builds for another processor
+	@mkdir -p build/arm64
+	@test -d build/zig/ziglang || $(PY) -m pip install --disable-pip-version-check -q --target build/zig ziglang
+	for name in avx512 avx2 portable handlers; do \
+		PYTHONPATH=build/zig $(PY) -m ziglang c++ -target aarch64-linux-gnu -std=c++17 -O2 -fPIC \
+			-fvisibility=hidden -Wno-psabi -Wno-ignored-attributes \
+			-I"$$($(PY) -c 'import jax.ffi; print(jax.ffi.include_dir())')" \
+			-c native/$$name.cc -o build/arm64/$$name.o || exit 1; \
+	done
+	PYTHONPATH=build/zig $(PY) -m ziglang c++ -target aarch64-linux-gnu -shared build/arm64/*.o -o build/arm64/native.so
 
 lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff check .

@@ -19,6 +19,7 @@ from ._discretise import discretise as discretise
 from ._discretise import euler as euler
 from ._discretise import rk4 as rk4
 from ._discretise import semi_implicit as semi_implicit
+from ._kernel.native import set_threads as set_threads
 from ._linear_quadratic import LinearQuadraticProblem as LinearQuadraticProblem
 from ._lqr import lqr as lqr
 from ._mpc import MPC as MPC

@@ -1,4 +1,4 @@
-"""The command line: `diffcontrol fit | record | evaluate | check`.
+"""The command line: `diffcontrol fit | record | evaluate | check | doctor`.
 
 Nothing heavy is imported before it is known what is to be done. Each command is a module with a
 dataclass of options, whose field docstrings are its `--help`, and a function that does the work.
@@ -16,12 +16,13 @@ commands:
   evaluate RUN    drive a plant with a learned controller and draw what it does
   record PLANT    drive a plant with an expert and write demonstrations
   check PROBLEM   compare the gradients of your own problem with finite differences
+  doctor          say what this installation runs on
 
 `diffcontrol COMMAND --help` lists the options of a command.
 Start with: diffcontrol fit pendulum --out runs/first
 """
 
-_COMMANDS = ("fit", "record", "evaluate", "check")
+_COMMANDS = ("fit", "record", "evaluate", "check", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
