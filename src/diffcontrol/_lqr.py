@@ -63,13 +63,12 @@ def _lqr(problem: LinearQuadraticProblem, x0: Array, throw: bool) -> Solution:
     problem, x0 = jax.tree.map(lambda leaf: leaf.astype(dtype), (problem, x0))
     n, m, T = x0.shape[0], problem.control_size, problem.F.shape[0]
     system = System(problem.C, problem.C_terminal, problem.F, jnp.ones((T, m), bool))
-    factors = riccati.factor(stop_gradient(system))
     rows = Unknowns(
         x=-jnp.concatenate([problem.c[:, :n], problem.c_terminal[None]]),
         u=-problem.c[:, n:],
         costate=-jnp.concatenate([x0[None], problem.f]),
     )
-    z = riccati.differentiable_solve(system, factors, rows)
+    z, factors = riccati.factor_and_solve(system, rows)
     convex = jnp.all(factors.pivots > 0)
     result = choose(convex, RESULTS.successful, RESULTS.indefinite)
     result = choose(any_nan((problem, x0)), RESULTS.invalid_input, result)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from .._tree import stop_gradient
 from . import native
 from .cholesky import cholesky, solve_factored, solve_lower
 
@@ -223,6 +224,40 @@ def differentiable_solve(system: System, factors: Factorisation, rows: Unknowns)
         symmetric=True,
     )
     return unflatten(solved)
+
+
+@jax.custom_jvp
+def factor_and_solve(system: System, rows: Unknowns) -> tuple[Unknowns, Factorisation]:
+    """`solve_rows` with a new factorisation, whose data are read once for both.
+
+    The unknowns have derivatives of every order. The factors are differentiated as constants.
+    """
+
+    def compiled(system, rows):
+        rhs = right_hand_side(rows)
+        out = native.factor_solve(
+            system.H, system.H_N, system.F, system.free, rhs.g, rhs.g_N, rhs.r
+        )
+        solved = Unknowns(*out[4:])
+        u = jnp.where(system.free, solved.u, rows.u)
+        return Unknowns(solved.x, u, solved.costate), Factorisation(*out[:4])
+
+    def in_jax(system, rows):
+        factors = factor_in_jax(system)
+        return solve_rows(system, factors, rows), factors
+
+    return native.choose(compiled, in_jax, system.free.shape[-1], system, rows)
+
+
+@factor_and_solve.defjvp
+def _factor_and_solve_jvp(primals, tangents):
+    # M z = rows, so M dz = d_rows - dM z.
+    (system, rows), (d_system, d_rows) = primals, tangents
+    z, factors = factor_and_solve(system, rows)
+    constant = stop_gradient(factors)
+    _, moved = jax.jvp(lambda system: multiply(system, z), (system,), (d_system,))
+    d_z = differentiable_solve(system, constant, jax.tree.map(jnp.subtract, d_rows, moved))
+    return (z, constant), (d_z, jax.tree.map(jnp.zeros_like, factors))
 
 
 def restrict(A: Float[Array, "m m"], free: Bool[Array, " m"]) -> Float[Array, "m m"]:
