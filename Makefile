@@ -20,7 +20,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export SDL_VIDEODRIVER ?= dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test test-slow fuzz sanitise arm64 lint check clean
+.PHONY: help setup demo demo-short test test-slow fuzz bench sanitise arm64 lint check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,12 @@ test-slow: $(STAMP) ## run the slow tests only
 
 fuzz: $(STAMP) ## solve and differentiate 10,000 random problems
 	$(PY) -m tests.fuzz --problems 10000
+
+bench: $(STAMP) ## measure speed against mpc.pytorch, which is installed in .bench
+	@test -x .bench/bin/python || $(PY) -m venv .bench
+	@.bench/bin/python -c 'import mpc' 2>/dev/null || \
+		.bench/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 'numpy<2' setuptools mpc
+	$(PY) -m benchmarks
 
 SANITISE := -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra \
 	-Wno-psabi -Wno-ignored-attributes

@@ -1,0 +1,141 @@
+"""mpc.pytorch (`mpc` on PyPI), with the settings of the DiffMPC paper's systems.
+
+Two things are mended at run time: `util.bdiag`, whose byte mask new versions of torch refuse, and
+the standard output. Linear-quadratic problems run one iteration, which solves them.
+"""
+
+import numpy as np
+import torch
+from mpc import mpc, util
+from protocol import serve
+
+util.bdiag = torch.diag_embed
+
+
+def prepare(case, arrays):
+    return _lq(case, arrays) if case["kind"] == "lq" else _mpc(case, arrays)
+
+
+def _time_first(array):
+    return torch.tensor(np.ascontiguousarray(np.swapaxes(array, 0, 1)))
+
+
+def _lq(case, arrays):
+    C, c, F, f, wx, wu = (_time_first(arrays[k]) for k in ("C", "c", "F", "f", "wx", "wu"))
+    F, f = F[:-1].contiguous(), f[:-1].contiguous()  # its last stage has no successor
+    x0 = torch.tensor(arrays["x0"])
+    inputs = (C, c, F, f, x0)
+
+    def solve(C, c, F, f, x0):
+        controller = mpc.MPC(
+            case["n"], case["m"], case["T"], lqr_iter=1, verbose=-1, n_batch=case["batch"],
+            grad_method=mpc.GradMethods.ANALYTIC, exit_unconverged=False,
+            detach_unconverged=False,
+        )  # fmt: skip
+        x, u, _ = controller(x0, mpc.QuadCost(C, c), mpc.LinDx(F, f))
+        return x, u
+
+    def forward():
+        with torch.no_grad():
+            return solve(*inputs)
+
+    def both():
+        leaves = tuple(a.detach().requires_grad_() for a in inputs)
+        x, u = solve(*leaves)
+        return torch.autograd.grad((wx * x).sum() + (wu * u).sum(), leaves)
+
+    return {
+        "forward": forward,
+        "forward+backward": both,
+        "answer": lambda: {"controls": forward()[1].numpy().swapaxes(0, 1)},
+    }
+
+
+class Pendulum(torch.nn.Module):
+    bound, goal, weights, penalty = 2.0, [1.0, 0.0, 0.0], [1.0, 1.0, 0.1], 1e-3
+    settings = dict(eps=1e-3, linesearch_decay=0.2, max_linesearch_iter=5)
+
+    def __init__(self):
+        super().__init__()
+        self.parameters_ = torch.tensor([10.0, 1.0, 1.0])
+
+    def forward(self, x, u):
+        gravity, mass, length = torch.unbind(self.parameters_)
+        u = torch.clamp(u, -self.bound, self.bound)[:, 0]
+        cos, sin, speed = torch.unbind(x, 1)
+        angle = torch.atan2(sin, cos)
+        speed = speed + 0.05 * (1.5 * gravity / length * sin + 3 * u / (mass * length**2))
+        angle = angle + 0.05 * speed
+        return torch.stack((torch.cos(angle), torch.sin(angle), speed), 1)
+
+
+class Cartpole(torch.nn.Module):
+    bound, goal, weights, penalty = 100.0, [0, 0, 1.0, 0, 0], [0.1, 0.1, 1.0, 1.0, 0.1], 1e-3
+    settings = dict(eps=1e-4, linesearch_decay=0.5, max_linesearch_iter=2)
+
+    def __init__(self):
+        super().__init__()
+        self.parameters_ = torch.tensor([9.8, 1.0, 0.1, 0.5])
+
+    def forward(self, x, u):
+        gravity, cart, pole, half = torch.unbind(self.parameters_)
+        total = cart + pole
+        u = torch.clamp(u, -self.bound, self.bound)[:, 0]
+        position, velocity, cos, sin, speed = torch.unbind(x, 1)
+        push = (u + pole * half * speed**2 * sin) / total
+        angular = (gravity * sin - cos * push) / (half * (4.0 / 3.0 - pole * cos**2 / total))
+        acceleration = push - pole * half * angular * cos / total
+        angle = torch.atan2(sin, cos) + 0.05 * speed
+        return torch.stack(
+            (
+                position + 0.05 * velocity,
+                velocity + 0.05 * acceleration,
+                torch.cos(angle),
+                torch.sin(angle),
+                speed + 0.05 * angular,
+            ),
+            1,
+        )
+
+
+def _mpc(case, arrays):
+    model = {"pendulum": Pendulum, "cartpole": Cartpole}[case["kind"]]()
+    x0 = torch.tensor(arrays["x0"])
+    T, B, n = case["T"], case["batch"], case["n"]
+    weights = torch.tensor([*model.weights, model.penalty])
+    linear = torch.cat((-weights[:n] * torch.tensor(model.goal), torch.zeros(1)))
+    C = torch.diag(weights)[None, None].repeat(T, B, 1, 1)
+    c = linear[None, None].repeat(T, B, 1)
+
+    def solve(C, c):
+        controller = mpc.MPC(
+            n, 1, T, u_lower=-model.bound, u_upper=model.bound, lqr_iter=500, verbose=-1,
+            n_batch=B, grad_method=mpc.GradMethods.AUTO_DIFF, exit_unconverged=False,
+            detach_unconverged=False, **model.settings,
+        )  # fmt: skip
+        x, u, _ = controller(x0, mpc.QuadCost(C, c), model)
+        return x, u
+
+    def forward():
+        with torch.no_grad():
+            return solve(C, c)
+
+    def both():
+        leaves = C.detach().requires_grad_(), c.detach().requires_grad_()
+        model.parameters_ = model.parameters_.detach().requires_grad_()
+        x, u = solve(*leaves)
+        out = torch.autograd.grad((x**2).mean() + (u**2).mean(), (*leaves, model.parameters_))
+        model.parameters_ = model.parameters_.detach()
+        return out
+
+    return {
+        "forward": forward,
+        "forward+backward": both,
+        "answer": lambda: {"controls": forward()[1].detach().numpy().swapaxes(0, 1)},
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    serve(prepare)
