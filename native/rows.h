@@ -31,13 +31,19 @@ struct Rows {
     return buffer;
   }
 
+  // Rows that are no whole vectors end in one that overlaps the one before.
   static void copy_in(const T* from, int rows, int columns, T* out) {
     const int ld = padded(columns), last = columns / W * W;
     for (int i = 0; i < rows; ++i) {
       const T* row = from + i * columns;
       for (int j = 0; j < last; j += W) store<V>(out + i * ld + j, load<V>(row + j));
-      for (int j = last; j < columns; ++j) out[i * ld + j] = row[j];
-      for (int j = columns; j < ld; ++j) out[i * ld + j] = T(0);
+      if (last == columns) continue;
+      store<V>(out + i * ld + last, V{});
+      if (last > 0) {
+        store<V>(out + i * ld + columns - W, load<V>(row + columns - W));
+      } else {
+        for (int j = 0; j < columns; ++j) out[i * ld + j] = row[j];
+      }
     }
   }
 
@@ -46,7 +52,12 @@ struct Rows {
     for (int i = 0; i < rows; ++i) {
       T* row = out + i * columns;
       for (int j = 0; j < last; j += W) store<V>(row + j, load<V>(from + i * ld + j));
-      for (int j = last; j < columns; ++j) row[j] = from[i * ld + j];
+      if (last == columns) continue;
+      if (last > 0) {
+        store<V>(row + columns - W, load<V>(from + i * ld + columns - W));
+      } else {
+        for (int j = 0; j < columns; ++j) row[j] = from[i * ld + j];
+      }
     }
   }
 
@@ -75,23 +86,20 @@ struct Rows {
   }
 
   // Completes a symmetric matrix (rows, ld) from its lower triangle, of which whole vectors are set.
+  // The memory has room for whole blocks; what they leave beyond the matrix is never read.
   static void mirror(T* A, int size, int ld) {
-    for (int I = 0; I < size; I += W) {
-      const int rows = size - I < W ? size - I : W;
-      for (int J = 0; J < I; J += W) {
+    V position;
+    for (int l = 0; l < W; ++l) position[l] = T(l);
+    for (int I = 0; I < size; I += W)
+      for (int J = 0; J <= I; J += W) {
         V block[W];
-        if (rows == W) {
-          for (int l = 0; l < W; ++l) block[l] = load<V>(A + (I + l) * ld + J);
-          transpose<V>(block);
-          for (int l = 0; l < W; ++l) store<V>(A + (J + l) * ld + I, block[l]);
-        } else {
-          for (int i = I; i < I + rows; ++i)
-            for (int j = J; j < J + W; ++j) A[j * ld + i] = A[i * ld + j];
+        for (int l = 0; l < W; ++l) block[l] = load<V>(A + (I + l) * ld + J);
+        transpose<V>(block);
+        for (int l = 0; l < W; ++l) {
+          T* row = A + (J + l) * ld + I;
+          store<V>(row, J < I ? block[l] : select<V>(position > T(l), block[l], load<V>(row)));
         }
       }
-      for (int i = I; i < I + rows; ++i)
-        for (int j = I; j < i; ++j) A[j * ld + i] = A[i * ld + j];
-    }
   }
 
   // out (R, C vectors) +- sum_k A(i, k) B(k, :), where A(i, k) = A[i * step_i + k * step_k].
@@ -174,16 +182,20 @@ struct Rows {
     }
   }
 
-  // out_i += row i of A times b
+  // out_i += row i of A times b. The sums of W rows are added up together, transposed.
   static void add_dots(int rows, int columns, const T* A, int ld, const T* b, T* out) {
     int i = 0;
-    for (; i + 4 <= rows; i += 4) {
-      V sum[4] = {V{}, V{}, V{}, V{}};
+    for (; i + W <= rows; i += W) {
+      V sum[W];
+      for (int l = 0; l < W; ++l) sum[l] = V{};
       for (int j = 0; j < columns; j += W) {
         const V x = load<V>(b + j);
-        for (int l = 0; l < 4; ++l) sum[l] += load<V>(A + (i + l) * ld + j) * x;
+        for (int l = 0; l < W; ++l) sum[l] += load<V>(A + (i + l) * ld + j) * x;
       }
-      for (int l = 0; l < 4; ++l) out[i + l] += total(sum[l]);
+      transpose<V>(sum);
+      for (int half = W / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; ++l) sum[l] += sum[l + half];
+      store<V>(out + i, load<V>(out + i) + sum[0]);
     }
     for (; i < rows; ++i) {
       V sum = V{};
@@ -193,11 +205,9 @@ struct Rows {
   }
 
   DC_INLINE T total(V v) {
-    T part[W];
-    store<V>(part, v);
-    for (int half = W / 2; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) part[i] += part[i + half];
-    return part[0];
+    T sum = 0;
+    for (int i = 0; i < W; ++i) sum += v[i];
+    return sum;
   }
 
   struct Space {
@@ -232,7 +242,7 @@ struct Rows {
   static void expand(int n, int nm, const T* V_next, const T* F, T* P, T* Q) {
     const int np = padded(n), nmp = padded(nm);
     for (int i = 0; i < n * nmp; i += W) store<V>(P + i, V{});
-    add_product<false, false>(n, nm, n, V_next, np, 1, F, nmp, P, nmp);
+    add_product<false, false>(n, nm, n, V_next, 1, np, F, nmp, P, nmp);
     add_product<true, false>(nm, nm, n, F, 1, nmp, P, nmp, Q, nmp);
   }
 
