@@ -217,19 +217,24 @@ def judge(family: Family, parameters: Parameters) -> Judgement:
         values = jax.vmap(over_steps, in_axes=(0, None))(
             stacked, jnp.asarray(np.concatenate([STEPS, -STEPS]))
         )
-        return (values[:, : len(STEPS)] - values[:, len(STEPS) :]) / (2 * STEPS)
+        ahead, behind = values[:, : len(STEPS)], values[:, len(STEPS) :]
+        here = forward(p, guess)[0]
+        return (ahead - behind) / (2 * STEPS), (ahead - 2 * here + behind) / STEPS
 
     solved = np.asarray(jax.vmap(lambda r: r == dc.RESULTS.successful)(solution.result))
     # A batch runs as long as its slowest member, so only solved members are differenced: the
     # others' rows are filled with copies of a solved one, and their differences blanked.
     rows = np.where(solved, np.arange(len(solved)), int(np.argmax(solved)))
     solved_ones, guesses = jax.tree.map(lambda leaf: leaf[rows], (parameters, solution.controls))
-    differenced = np.array(jax.jit(jax.vmap(differences))(solved_ones, guesses))
+    both = jax.jit(jax.vmap(differences))(solved_ones, guesses)
+    differenced, gaps = (np.array(array) for array in both)
     differenced[~solved] = np.nan
-    return _compare(np.asarray(slopes), differenced, solved, np.asarray(certificate.trustworthy))
+    return _compare(
+        np.asarray(slopes), differenced, gaps, solved, np.asarray(certificate.trustworthy)
+    )
 
 
-def _compare(slopes, differenced, solved, trustworthy) -> Judgement:
+def _compare(slopes, differenced, gaps, solved, trustworthy) -> Judgement:
     # The three smallest steps must agree. Larger ones may agree with each other on something else:
     # on one side of an active set that changes within their reach.
     last = differenced[..., -3:]
@@ -238,7 +243,12 @@ def _compare(slopes, differenced, solved, trustworthy) -> Judgement:
     largest = np.max(np.nan_to_num(np.abs(slopes)), axis=-1, keepdims=True)
     scale = np.maximum(np.abs(difference), 1e-3 * largest)
     scale = np.maximum(scale, 1e-6)
-    decided = np.all(uncertainty / scale <= CONVERGED, axis=-1)
+    # The differences to both sides must approach each other with the step. Where they do not, a
+    # kink or a change of the active set lies nearer than the smallest step, and central
+    # differences agree on the mean of two slopes.
+    gap = np.abs(gaps[..., -3:])
+    smooth = (gap[..., -1] <= 0.5 * gap[..., 0]) | (gap[..., -1] <= CONVERGED * scale)
+    decided = np.all((uncertainty / scale <= CONVERGED) & smooth, axis=-1)
     error = np.max(np.abs(slopes - difference) / scale, axis=-1)
     zero = np.any((slopes == 0) & (np.abs(difference) > 1e-6), axis=-1)
     return Judgement(solved, trustworthy, decided, error, zero & decided)
