@@ -243,11 +243,12 @@ def _compare(slopes, differenced, gaps, solved, trustworthy) -> Judgement:
     largest = np.max(np.nan_to_num(np.abs(slopes)), axis=-1, keepdims=True)
     scale = np.maximum(np.abs(difference), 1e-3 * largest)
     scale = np.maximum(scale, 1e-6)
-    # The differences to both sides must approach each other with the step. Where they do not, a
+    # The differences to both sides must approach each other with the step: ten times the step,
+    # ten times the gap. Where they do not, a
     # kink or a change of the active set lies nearer than the smallest step, and central
     # differences agree on the mean of two slopes.
     gap = np.abs(gaps[..., -3:])
-    smooth = (gap[..., -1] <= 0.5 * gap[..., 0]) | (gap[..., -1] <= CONVERGED * scale)
+    smooth = (gap[..., -1] <= 0.2 * gap[..., 0]) | (gap[..., -1] <= CONVERGED * scale)
     decided = np.all((uncertainty / scale <= CONVERGED) & smooth, axis=-1)
     error = np.max(np.abs(slopes - difference) / scale, axis=-1)
     zero = np.any((slopes == 0) & (np.abs(difference) > 1e-6), axis=-1)

@@ -74,6 +74,18 @@ def test_unknown_command(capsys):
     assert "fit, record, evaluate, check" in refused(capsys, "learn")
 
 
+def test_version_and_doctor(capsys):
+    assert main(["--version"]) == 0
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"diffcontrol {dc.__version__}")
+    assert "kernel" in said
+
+
+def test_a_file_where_a_module_is_wanted(capsys):
+    assert "leave out .py" in refused(capsys, "check", "mine.py:problem", "--x0", "0.0")
+
+
 def test_no_command_shows_the_commands(capsys):
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().out

@@ -300,3 +300,21 @@ def test_integers_are_welcome():
 def test_problems_take_keywords_only():
     with pytest.raises(TypeError):
         dc.ControlProblem(lambda x, u, t: x, lambda x, u, t: 0.0, 3, 1)
+
+
+def test_functions_that_fail_are_named():
+    """Whatever a user's function raises when traced comes with its name and the shapes."""
+
+    def unpacks_four(x, u, t):
+        a, b, c, d = x
+        return x
+
+    def branches(x, u, t):
+        return x if x[0] > 0 else -x
+
+    for function in (unpacks_four, branches):
+        problem = dc.ControlProblem(
+            dynamics=function, stage_cost=lambda x, u, t: x @ x, horizon=3, control_size=1
+        )
+        with pytest.raises(ValueError, match=r"`dynamics` fails for x of shape \(3,\).*`x0`"):
+            dc.solve(problem, jnp.zeros(3))

@@ -29,6 +29,8 @@ def test_code_of_the_first_screen_runs(capsys):
         gradient.control_bounds.lower,
     ):
         assert np.any(np.asarray(leaf) != 0)
+    run, reference = names["run"], np.asarray(names["reference"])
+    assert np.mean((np.asarray(run.states)[:100, 0] - reference[:100]) ** 2) < 1e-3, "it tracks"
 
 
 def test_code_is_on_the_first_screen():

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -54,3 +55,25 @@ def test_check_adjoint():
     dc.testing.check_adjoint(dc.ImplicitAdjoint())
     with pytest.raises(AssertionError, match="wrong derivatives"):
         dc.testing.check_adjoint(dc.GaussNewtonAdjoint())
+
+
+def test_python_numbers_are_named_as_not_differentiated():
+    """A number that is no array has no gradient; the doctor says so instead of passing over it."""
+
+    class Spring(eqx.Module):
+        stiffness: float
+        damping: jax.Array
+
+        def __call__(self, x, u, t):
+            return x + 0.1 * jnp.stack([x[1], u[0] - self.stiffness * x[0] - self.damping * x[1]])
+
+    problem = dc.ControlProblem(
+        dynamics=Spring(2.0, jnp.asarray(0.1)),
+        stage_cost=lambda x, u, t: x @ x + u @ u,
+        horizon=3,
+        control_size=1,
+    )
+    report = dc.testing.check_gradients(problem, jnp.ones(2))
+    assert report.passed
+    assert report.left_out == ["problem.dynamics.stiffness"]
+    assert "stiffness" in str(report)

@@ -151,9 +151,9 @@ def stage_problem(
         problem.stage_cost,
         problem.terminal_cost,
     )
-    _check_output("dynamics", (n,), dynamics, x0, u0, k0)
     if isinstance(stage_cost, AbstractStageCost):
         stage_cost.check(n, m, T)
+    _check_output("dynamics", (n,), dynamics, x0, u0, k0)
     _check_output("stage_cost", (), stage_cost, x0, u0, k0)
     if terminal_cost is not None:
         _check_output("terminal_cost", (), terminal_cost, x0)
@@ -224,7 +224,18 @@ def _check_output(name: str, shape: tuple, function: Callable, *args) -> None:
         ) from None
     except ValueError:  # a builtin that does not tell its signature
         pass
-    seen = eqx.filter_eval_shape(function, *args)
+    try:
+        seen = eqx.filter_eval_shape(function, *args)
+    except Exception as problem:
+        shapes = " and ".join(
+            f"{what} of shape {arg.shape}" for what, arg in zip(("x", "u"), args, strict=False)
+        )
+        first_line = str(problem).partition("\n")[0]
+        raise ValueError(
+            f"ControlProblem: `{name}` fails for {shapes}: {type(problem).__name__}: {first_line} "
+            "(The size of x is that of `x0`, the size of u is `control_size`. JAX traces the "
+            "function: it needs `jax.numpy`, and `jnp.where` instead of `if`.)"
+        ) from problem
     expected = "the shape of the state" if shape else "a scalar"
     if not hasattr(seen, "shape") and not isinstance(seen, (int, float)):
         raise TypeError(

@@ -9,9 +9,12 @@ from jaxtyping import Array, Bool
 
 
 class RESULTS(eqx.Enumeration):
-    """Outcomes of a solve. The value of each is the sentence that the user is shown."""
+    """Outcomes of a solve. The value of each is the sentence that the user is shown.
 
-    successful = ""
+    `solution.result == RESULTS.successful` asks for one; of a batch, under `jax.vmap`.
+    """
+
+    successful = "Solved to the tolerance."
     not_converged = (
         "The solver stopped before its tolerance was met. Allow more iterations, start from a "
         "better guess, scale the cost, or smooth kinks in dynamics and cost; "
@@ -52,5 +55,5 @@ def succeeded(result: Any) -> Bool[Array, "..."]:
 
 
 def sentence(result: Any) -> str:
-    """The sentence of a result whose value is known; empty for a success."""
+    """The sentence of a result whose value is known."""
     return RESULTS[result]  # type: ignore[misc]

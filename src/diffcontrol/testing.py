@@ -5,7 +5,7 @@ differences of re-solved problems, and believes the differences only where they 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import equinox as eqx
@@ -17,9 +17,9 @@ from jaxtyping import Array, PyTree
 from ._adjoint.base import AbstractAdjoint
 from ._adjoint.implicit import ImplicitAdjoint
 from ._certificate import Certificate, certify
-from ._control_problem import ControlProblem
+from ._control_problem import ControlProblem, check_concrete_values
 from ._iterate import AbstractSolver
-from ._result import sentence, succeeded
+from ._result import RESULTS, sentence, succeeded
 from ._solve import solve
 from ._solver.ddp import DDP
 from ._types import Numbers, as_floats
@@ -74,18 +74,20 @@ class Report:
     Attributes:
         entries: every derivative that was checked.
         certificates: of the solution of each sample.
-        outcomes: how each sample's solve ended, as a sentence; empty for a success.
+        outcomes: how each sample's solve ended, as a sentence.
+        left_out: parts of the problem that are Python numbers: constants, without a gradient.
     """
 
     entries: list[Entry]
     certificates: list[Certificate]
     outcomes: list[str]
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
         """Every solve succeeded, every difference converged, every derivative agrees."""
         return (
-            not any(self.outcomes)
+            all(outcome == sentence(RESULTS.successful) for outcome in self.outcomes)
             and bool(self.entries)
             and all(entry.decided and entry.agrees for entry in self.entries)
         )
@@ -98,7 +100,7 @@ class Report:
             mine = [entry for entry in self.entries if entry.sample == sample]
             undecided = [entry for entry in mine if not entry.decided]
             wrong = [entry for entry in mine if entry.decided and not entry.agrees]
-            lines.append(f"sample {sample}: {outcome or 'solved.'} {certificate}")
+            lines.append(f"sample {sample}: {outcome} {certificate}")
             if wrong:
                 worst = max(wrong, key=lambda entry: entry.error)
                 lines.append(
@@ -119,6 +121,11 @@ class Report:
                     f"  All {len(mine)} derivatives agree with differences "
                     f"(largest relative error {error:.1e})."
                 )
+        if self.left_out:
+            lines.append(
+                f"Not differentiated, being Python numbers: {', '.join(self.left_out)}. Make them "
+                "arrays (`jnp.asarray`) to give them gradients."
+            )
         lines.append("PASSED" if self.passed else "FAILED")
         return "\n".join(lines)
 
@@ -196,6 +203,8 @@ def check_gradients(
             "check_gradients needs float64: call jax.config.update('jax_enable_x64', True) first."
         )
     starts = jnp.atleast_2d(as_floats("x0", x0).astype(float))
+    check_concrete_values("x0", starts)
+    constants = _python_numbers(problem)
     problem = jax.tree.map(_to_float64, _with_closures_open(problem, starts[0]))
     directions, names = _directions(problem, starts.shape[1], entries_per_leaf, seed)
     evaluate = _Evaluation(problem, solver, adjoint, seed)
@@ -208,7 +217,16 @@ def check_gradients(
         scale = np.max(np.abs(gradient)) * 1e-9 + 1e-12
         for name, g, values in zip(names, gradient, differences, strict=True):
             entries.append(_entry(sample, name, float(g), values, scale))
-    return Report(entries, certificates, outcomes)
+    return Report(entries, certificates, outcomes, constants)
+
+
+def _python_numbers(problem: ControlProblem) -> list[str]:
+    found = jax.tree_util.tree_leaves_with_path(problem)
+    return [
+        "problem" + jax.tree_util.keystr(path)
+        for path, leaf in found
+        if isinstance(leaf, float) and not eqx.is_array(leaf)
+    ]
 
 
 def check_solver(solver: AbstractSolver, starts: int = 8) -> None:

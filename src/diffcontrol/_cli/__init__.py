@@ -39,6 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"diffcontrol {version('diffcontrol')}")
+        return 0
     command, rest = arguments[0], arguments[1:]
     if command not in _COMMANDS:
         return _say(f"There is no command `{command}`; choose one of {', '.join(_COMMANDS)}.")

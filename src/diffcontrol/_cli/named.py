@@ -189,6 +189,8 @@ def load_attribute(text: str) -> Any:
     module_name, colon, path = text.partition(":")
     if not (module_name and colon and path):
         raise UserError(f"`{text}` is not of the form module:attribute, such as my_file:problem.")
+    if module_name.endswith(".py"):
+        raise UserError(f"`{text}` names a file; leave out .py: {module_name[:-3]}:{path}.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
