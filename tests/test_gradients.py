@@ -502,3 +502,27 @@ def test_equal_bounds_move_together():
         moved = [value(lower.at[t, 0].add(s), upper.at[t, 0].add(s)) for s in (h, -h)]
         central = (moved[0] - moved[1]) / (2 * h)
         np.testing.assert_allclose(d_lower[t, 0] + d_upper[t, 0], central, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "solver, adjoint",
+    [(dc.ILQR, dc.UnrolledAdjoint()), (dc.DDP, dc.ImplicitAdjoint())],
+    ids=["unrolled", "implicit"],
+)
+def test_pullback_of_a_batch_apart_from_its_forward_pass(solver, adjoint):
+    """As training loops and benchmarks do it: residuals out of one program, into another."""
+    problem = dc.systems.pendulum.problem(horizon=6)
+    x0s = jax.vmap(dc.systems.pendulum.start)(jax.random.split(jax.random.key(0), 3)).astype(float)
+
+    def loss(problem):
+        run = lambda x0: dc.solve(
+            problem, x0, solver(max_iterations=12), adjoint=adjoint, throw=False
+        )
+        solutions = jax.vmap(run)(x0s)
+        return jnp.sum(solutions.controls**2) + jnp.sum(solutions.gains**2)
+
+    pull = quick_jit(lambda problem: jax.vjp(loss, problem)[1])(problem)
+    (apart,) = quick_jit(lambda pull: pull(jnp.ones(())))(pull)
+    together = quick_jit(jax.grad(loss))(problem)
+    for a, b in zip(jax.tree.leaves(apart), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)

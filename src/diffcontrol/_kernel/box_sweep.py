@@ -79,7 +79,7 @@ def sweep(
 
 @sweep.defjvp
 def _sweep_jvp(primals, tangents):
-    return jax.jvp(sweep_in_jax, primals, tangents)
+    return jax.jvp(lambda *args: native.batch_first(sweep_in_jax(*args)), primals, tangents)
 
 
 def sweep_in_jax(

@@ -70,15 +70,30 @@ def set_threads(count: int) -> None:
         loaded.diffcontrol_set_threads(count)
 
 
+def batch_first(tree: Any) -> Any:
+    """The same arrays, with the axis that `jax.vmap` adds at the front.
+
+    `jax.custom_jvp` takes for granted that a function and its rule put that axis at the same
+    place. The compiled kernel has it at the front, a scan after the time; and JAX does not notice.
+    Adding and removing an axis moves it, and costs nothing once compiled.
+    """
+
+    def move(leaf):
+        return jax.lax.squeeze(jax.lax.expand_dims(leaf, (0,)), (0,))
+
+    return jax.tree.map(move, tree)
+
+
 def choose(compiled: Callable, in_jax: Callable, controls: int, *args: Any) -> Any:
     """`compiled(*args)` where it can serve, else `in_jax(*args)`; both return the same tree."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(args)} - {jnp.dtype(bool)}
     known = dtypes <= {jnp.dtype("float32")} or dtypes <= {jnp.dtype("float64")}
+    elsewhere = lambda *args: batch_first(in_jax(*args))
     if not known or controls > _MOST_CONTROLS or library() is None:
-        return in_jax(*args)
+        return elsewhere(*args)
     if all(device.platform == "cpu" for device in jax.devices()):
         return compiled(*args)
-    return jax.lax.platform_dependent(*args, cpu=compiled, default=in_jax)
+    return jax.lax.platform_dependent(*args, cpu=compiled, default=elsewhere)
 
 
 def factor(H: Array, H_N: Array, F: Array, free: Array) -> tuple[Array, ...]:

@@ -85,7 +85,7 @@ def factor(system: System) -> Factorisation:
 
 @factor.defjvp
 def _factor_jvp(primals, tangents):
-    return jax.jvp(factor_in_jax, primals, tangents)
+    return jax.jvp(lambda system: native.batch_first(factor_in_jax(system)), primals, tangents)
 
 
 def factor_in_jax(system: System) -> Factorisation:
@@ -162,7 +162,7 @@ def _gains_jvp(primals, tangents):
     system, factors = primals
     d_system, _ = tangents
     _, d_K = eqx.filter_jvp(lambda system: factor_in_jax(system).K, (system,), (d_system,))
-    return gains(system, factors), d_K
+    return native.batch_first((gains(system, factors), d_K))
 
 
 def multiply(system: System, unknowns: Unknowns) -> Unknowns:
@@ -257,7 +257,8 @@ def _factor_and_solve_jvp(primals, tangents):
     constant = stop_gradient(factors)
     _, moved = jax.jvp(lambda system: multiply(system, z), (system,), (d_system,))
     d_z = differentiable_solve(system, constant, jax.tree.map(jnp.subtract, d_rows, moved))
-    return (z, constant), (d_z, jax.tree.map(jnp.zeros_like, factors))
+    no_change = jax.tree.map(jnp.zeros_like, factors)
+    return native.batch_first(((z, constant), (d_z, no_change)))
 
 
 def restrict(A: Float[Array, "m m"], free: Bool[Array, " m"]) -> Float[Array, "m m"]:
