@@ -168,10 +168,15 @@ def table(rows: list[dict]) -> str:
         ratio = row["forward+backward"] / ours[row["case"]]["forward+backward"]
         lines.append(
             f"| {row['case']} | {row['peer']} | {1e3 * row['forward']:.3f} "
-            f"| {1e3 * row['forward+backward']:.3f} | {ratio:.0f} | {row.get('mean_cost', '')} "
-            f"| {row.get('projected_gradient', '')} | {row['first_call_s']:.1f} |"
+            f"| {1e3 * row['forward+backward']:.3f} | {ratio:.0f} "
+            f"| {_number(row, 'mean_cost', '.6f')} | {_number(row, 'projected_gradient', '.0e')} "
+            f"| {row['first_call_s']:.1f} |"
         )
     return "\n".join(lines)
+
+
+def _number(row: dict, name: str, form: str) -> str:
+    return format(row[name], form) if name in row else ""
 
 
 def main() -> None:

@@ -116,9 +116,8 @@ def _mpc(case, arrays):
         x, u, _ = controller(x0, mpc.QuadCost(C, c), model)
         return x, u
 
-    def forward():
-        with torch.no_grad():
-            return solve(C, c)
+    def forward():  # its own derivatives of the dynamics need gradients switched on
+        return solve(C, c)
 
     def both():
         leaves = C.detach().requires_grad_(), c.detach().requires_grad_()
