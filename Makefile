@@ -25,7 +25,7 @@ export SDL_VIDEODRIVER ?= dummy
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## create .venv and install the package in it (again only when its sources of the build change)
+setup: $(STAMP) ## create .venv and install the package in it (again when the sources of the build change)
 
 $(STAMP): pyproject.toml setup.py $(wildcard native/*.h native/*.cc) | $(PY)
 ifneq ($(UV),)

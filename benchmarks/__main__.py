@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from diffcontrol._cli.versions import versions
+
 from .cases import LQ, MPC, Case, data
 
 HERE = Path(__file__).parent
@@ -175,6 +177,13 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
 def _number(row: dict, name: str, form: str) -> str:
     return format(row[name], form) if name in row else ""
 
@@ -196,7 +205,7 @@ def main() -> None:
             rows += measure(case, arguments.rounds, Path(folder))
             print(table(rows[-len(WORKERS) :]).split("\n", 2)[2], flush=True)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    machine = {"processor": platform.processor(), "commit": commit.strip(), **limits()}
+    machine = {"processor": _processor(), "commit": commit.strip(), **versions(), **limits()}
     print(machine)
     report = {"machine": machine, "rows": rows}
     (arguments.out / "benchmark.json").write_text(json.dumps(report, indent=1))

@@ -97,7 +97,7 @@ static void convexify(int m, V* A, V* C, V* E) {
     }
   }
   const T spread = m > 1 ? T(1) / root(T(m) * T(m) - T(1)) : T(0);
-  const V smallest = larger<V>(Rounding<T>::eps * larger<V>(diagonal, beside),
+  const V smallest = larger<V>(root(T(Rounding<T>::eps)) * larger<V>(diagonal, beside),
                                splat<V>(Rounding<T>::smallest));
   const V beta2 = larger<V>(larger<V>(diagonal, beside * spread), smallest);
   for (int j = 0; j < m; ++j) {

@@ -157,7 +157,6 @@ DC_INLINE V smaller(V a, V b) {
 
 // Transposes W vectors in place by exchanging ever smaller blocks.
 #if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
-#define DC_SHUFFLES 1
 template <int W, int STEP>
 struct Exchange;
 

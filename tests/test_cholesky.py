@@ -7,6 +7,7 @@ import pytest
 
 from diffcontrol._kernel.cholesky import (
     cholesky,
+    convexify,
     solve_factored,
     solve_lower,
     solve_lower_transposed,
@@ -84,3 +85,18 @@ def test_derivative(m):
     solve = lambda A: solve_factored(cholesky((A + A.T) / 2)[0], b)
     direct = lambda A: jnp.linalg.solve((A + A.T) / 2, b)
     np.testing.assert_allclose(jax.jacrev(solve)(A), jax.jacrev(direct)(A), atol=1e-10)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_convexify(m):
+    """Positive definite whatever comes in, by a diagonal; nothing changes where it was so."""
+    rng = np.random.default_rng(m)
+    A = rng.standard_normal((50, m, m))
+    A = A + A.swapaxes(1, 2)
+    out = np.asarray(jax.vmap(convexify)(jnp.asarray(A)))
+    assert np.all(np.linalg.eigvalsh(out) > 0)
+    added = out - A
+    diagonal = np.einsum("bi,ij->bij", np.einsum("bii->bi", added), np.eye(m))
+    np.testing.assert_array_equal(added, diagonal)
+    definite = A @ A.swapaxes(1, 2) / (4 * m) + 3 * np.eye(m)
+    np.testing.assert_allclose(jax.vmap(convexify)(jnp.asarray(definite)), definite, rtol=1e-14)

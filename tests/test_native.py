@@ -164,6 +164,8 @@ def test_threads_change_nothing():
         dc.set_threads(0)
     with pytest.raises(ValueError, match="negative"):
         dc.set_threads(-1)
+    with pytest.raises(TypeError):
+        dc.set_threads(1.5)
 
 
 SCRIPT = """

@@ -397,3 +397,13 @@ def test_every_outcome_is_reached_by_a_named_case():
 def test_throw_raises_with_the_sentence():
     with pytest.raises(RuntimeError, match="stopped before its tolerance"):
         jax.block_until_ready(outcome("not_converged", throw=True))
+
+
+def test_saddles_are_left_behind():
+    """From this start Gauss-Newton steps creep along a saddle for more than 500 iterations."""
+    problem = dc.systems.cartpole.problem(horizon=25)
+    keys = jax.random.split(jax.random.key(0), 512)
+    x0 = dc.systems.cartpole.start(keys[62]).astype(float)
+    solution = jax.jit(lambda x0: dc.solve(problem, x0, throw=False))(x0)
+    assert solution.result == dc.RESULTS.successful
+    assert int(solution.stats.iterations) < 100

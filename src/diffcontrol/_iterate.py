@@ -58,7 +58,7 @@ def run_until_done(
 ) -> tuple[Point, Outcome]:
     """Step until the state says stop. Cannot be differentiated in reverse mode, by design.
 
-    Under `jax.vmap` the batch shrinks while it runs, see `_run_batch`.
+    Under `jax.vmap` the samples do not wait for each other, see `_run_batch`.
     """
     arrays, static = eqx.partition((problem, x0, controls), eqx.is_array)
 
@@ -86,6 +86,16 @@ def run_until_done(
 _SLOTS = 16
 # Finished slots are refilled when so many are free, since refilling copies.
 _REFILL = 2
+
+
+class _Slots(eqx.Module):
+    """A batch at work: the next sample in the queue, who is in each slot, how far they are, and
+    what those that left have found. An occupant beyond the last sample is nobody."""
+
+    queue: Array
+    occupant: Array
+    state: Any
+    out: Any
 
 
 def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
@@ -120,36 +130,39 @@ def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
         return finish(arrays, state)
 
     def run_through_slots(arrays):
-        def proceed(loop):
-            queue, occupant, state, out = loop
+        def proceed(slots):
+            occupant = slots.occupant
             inputs = samples(arrays, occupant)
 
             def busy(state):
                 free = jnp.sum(~state.running & (occupant < size))
-                return jnp.any(state.running) & ((free < _REFILL) | (queue >= size))
+                return jnp.any(state.running) & ((free < _REFILL) | (slots.queue >= size))
 
-            state = jax.lax.while_loop(busy, lambda state: step(inputs, state), state)
-            # A place beyond the end is nobody's: what is written there is dropped.
+            state = jax.lax.while_loop(busy, lambda state: step(inputs, state), slots.state)
+            # What is written beyond the end is dropped.
             done = ~state.running
             place = jnp.where(done, occupant, size)
             out = jax.tree.map(
-                lambda leaf, new: leaf.at[place].set(new, mode="drop"), out, finish(inputs, state)
+                lambda leaf, new: leaf.at[place].set(new, mode="drop"),
+                slots.out,
+                finish(inputs, state),
             )
-            following = jnp.minimum(queue + jnp.cumsum(done) - 1, size)
+            following = jnp.minimum(slots.queue + jnp.cumsum(done) - 1, size)
             occupant = jnp.where(done, following, occupant)
             fresh = init(samples(arrays, occupant))
             fresh = eqx.tree_at(
                 lambda state: state.running, fresh, fresh.running & (occupant < size)
             )
             state = jax.vmap(select)(done, fresh, state)
-            return jnp.minimum(queue + jnp.sum(done), size), occupant, state, out
+            queue = jnp.minimum(slots.queue + jnp.sum(done), size)
+            return _Slots(queue, occupant, state, out)
 
         occupant = jnp.arange(_SLOTS)
         state = init(samples(arrays, occupant))
         ends = jax.eval_shape(finish, samples(arrays, occupant), state)
         out = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), ends)
-        loop = (jnp.asarray(_SLOTS), occupant, state, out)
-        return jax.lax.while_loop(lambda loop: jnp.any(loop[1] < size), proceed, loop)[-1]
+        slots = _Slots(jnp.asarray(_SLOTS), occupant, state, out)
+        return jax.lax.while_loop(lambda slots: jnp.any(slots.occupant < size), proceed, slots).out
 
     @jax.custom_batching.custom_vmap
     def run(arrays):

@@ -74,7 +74,7 @@ def sweep(
 
     controls = expansion.lower.shape[-1]
     args = (expansion, regularisation, worthwhile, wanted)
-    return native.choose(compiled, sweep_in_jax, controls, *args)
+    return native.dispatch(compiled, sweep_in_jax, controls, *args)
 
 
 @sweep.defjvp

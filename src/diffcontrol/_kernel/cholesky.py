@@ -56,7 +56,9 @@ def convexify(A: Float[Array, "m m"]) -> Float[Array, "m m"]:
     diagonal = jnp.max(jnp.abs(jnp.diagonal(A)))
     beside = jnp.max(jnp.where(index[:, None] == index, 0.0, jnp.abs(A)))
     info = jnp.finfo(A.dtype)
-    smallest = jnp.maximum(float(info.eps) * jnp.maximum(diagonal, beside), float(info.tiny))
+    # The root of the rounding, not the rounding itself, so that what comes out is positive definite
+    # in floating point too.
+    smallest = jnp.maximum(float(info.eps) ** 0.5 * jnp.maximum(diagonal, beside), float(info.tiny))
     spread = (m * m - 1) ** -0.5 if m > 1 else 0.0
     beta2 = jnp.maximum(jnp.maximum(diagonal, beside * spread), smallest)
 

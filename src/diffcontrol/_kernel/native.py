@@ -42,8 +42,15 @@ def library() -> ctypes.CDLL | None:
         symbol = getattr(loaded, f"diffcontrol_{name}")
         jax.ffi.register_ffi_target(f"diffcontrol_{name}", jax.ffi.pycapsule(symbol), "cpu")
     loaded.diffcontrol_instruction_set.restype = ctypes.c_char_p
-    loaded.diffcontrol_set_threads(int(os.environ.get("DIFFCONTROL_THREADS", "0")))
+    loaded.diffcontrol_set_threads(_threads_from_environment())
     return loaded
+
+
+def _threads_from_environment() -> int:
+    value = os.environ.get("DIFFCONTROL_THREADS", "0")
+    if not value.isdecimal():
+        raise ValueError(f"DIFFCONTROL_THREADS must be a number from 0 on, but is {value!r}.")
+    return int(value)
 
 
 def description() -> str:
@@ -62,8 +69,11 @@ def set_threads(count: int) -> None:
             `DIFFCONTROL_THREADS` sets it at the start.
 
     Raises:
+        TypeError: for anything but an integer.
         ValueError: for a negative count.
     """
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"`count` must be an integer, got {count!r}.")
     if count < 0:
         raise ValueError(f"`count` must not be negative, got {count}.")
     if (loaded := library()) is not None:
@@ -84,7 +94,7 @@ def batch_first(tree: Any) -> Any:
     return jax.tree.map(move, tree)
 
 
-def choose(compiled: Callable, in_jax: Callable, controls: int, *args: Any) -> Any:
+def dispatch(compiled: Callable, in_jax: Callable, controls: int, *args: Any) -> Any:
     """`compiled(*args)` where it can serve, else `in_jax(*args)`; both return the same tree."""
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(args)} - {jnp.dtype(bool)}
     known = dtypes <= {jnp.dtype("float32")} or dtypes <= {jnp.dtype("float64")}

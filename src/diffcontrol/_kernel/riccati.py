@@ -75,7 +75,7 @@ class Factorisation(eqx.Module):
 @jax.custom_jvp
 def factor(system: System) -> Factorisation:
     """The backward Riccati recursion on the free controls."""
-    return native.choose(
+    return native.dispatch(
         lambda system: Factorisation(*native.factor(system.H, system.H_N, system.F, system.free)),
         factor_in_jax,
         system.free.shape[-1],
@@ -111,7 +111,7 @@ def factor_in_jax(system: System) -> Factorisation:
 
 def solve(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknowns:
     """States, controls and costates for one right-hand side. Has no derivative of its own."""
-    return native.choose(
+    return native.dispatch(
         lambda system, factors, rhs: Unknowns(
             *native.solve(
                 system.F, system.free, factors.K, factors.V, factors.L, rhs.g, rhs.g_N, rhs.r
@@ -246,7 +246,7 @@ def factor_and_solve(system: System, rows: Unknowns) -> tuple[Unknowns, Factoris
         factors = factor_in_jax(system)
         return solve_rows(system, factors, rows), factors
 
-    return native.choose(compiled, in_jax, system.free.shape[-1], system, rows)
+    return native.dispatch(compiled, in_jax, system.free.shape[-1], system, rows)
 
 
 @factor_and_solve.defjvp
