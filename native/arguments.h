@@ -51,6 +51,15 @@ struct Sweep {
   Operand<uint8_t> positive;
 };
 
+// out (stages, rows, columns) = scale (p q' + r s'), with the scale a power of two.
+template <class T>
+struct Outer {
+  int stages, rows, columns;
+  T scale;
+  Operand<const T> p, q, r, s;
+  Operand<T> out;
+};
+
 // With which Hessian a sweep is made; see `_kernel/box_sweep.py`.
 enum class Curvature { exact, gauss_newton, convexified };
 
@@ -63,6 +72,7 @@ struct Kernels {
   void (*factor)(const Factor<T>&, const int32_t* samples, int count, void* scratch);
   void (*solve)(const Solve<T>&, const int32_t* samples, int count, void* scratch);
   void (*sweep)(const Sweep<T>&, const int32_t* samples, int count, void* scratch);
+  void (*outer)(const Outer<T>&, int64_t sample);
 };
 
 struct InstructionSet {

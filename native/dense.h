@@ -18,51 +18,51 @@ struct Rounding<float> {
   static constexpr float eps = 1.1920929e-7f, smallest = 1.17549435e-38f;
 };
 
-// Lower factor L of A (m, m), read from its lower triangle; inverse of L's diagonal; pivots relative
-// to the diagonal of A. A pivot that is not positive is taken as very large.
+// Lower factor L of A (m, m), read from its lower triangle, which is lost; inverse of L's diagonal;
+// pivots relative to the diagonal of A. A pivot that is not positive is taken as very large.
+// What the next column waits for is one division: the root stands beside that path, not on it.
 template <class V>
-static void cholesky(int m, const V* A, V* L, V* inverse, V* pivots) {
+static void cholesky(int m, V* A, V* L, V* inverse, V* pivots) {
   using T = Element<V>;
-  const T tiny = T(4) * T(m) * Rounding<T>::eps;
+  const T tiny = T(4) * T(m) * Rounding<T>::eps, large = T(1) / (tiny * tiny);
+  V* scales = pivots;
+  for (int j = 0; j < m; ++j)
+    scales[j] = larger<V>(magnitude<V>(A[j * m + j]), splat<V>(Rounding<T>::smallest));
   for (int j = 0; j < m; ++j) {
-    const V scale = larger<V>(magnitude<V>(A[j * m + j]), splat<V>(Rounding<T>::smallest));
-    V diagonal = A[j * m + j];
-    for (int k = 0; k < j; ++k) diagonal -= L[j * m + k] * L[j * m + k];
-    const V relative = diagonal / scale;
-    const V safe = select<V>(relative > tiny, diagonal, (T(1) + scale) / (tiny * tiny));
-    const V d = square_root<V>(safe), inv = T(1) / d;
-    L[j * m + j] = d;
-    inverse[j] = inv;
-    pivots[j] = select<V>(magnitude<V>(relative) > tiny, relative, splat<V>(T(0)));
+    const V scale = scales[j], pivot = A[j * m + j];
+    const V safe = select<V>(pivot > tiny * scale, pivot, (T(1) + scale) * large);
+    const V reciprocal = T(1) / safe, root = square_root<V>(safe);
+    L[j * m + j] = root;
+    inverse[j] = root * reciprocal;
+    pivots[j] = select<V>(magnitude<V>(pivot) > tiny * scale, pivot / scale, V{});
     for (int i = j + 1; i < m; ++i) {
-      V rest = A[i * m + j];
-      for (int k = 0; k < j; ++k) rest -= L[i * m + k] * L[j * m + k];
-      L[i * m + j] = rest * inv;
+      const V factor = A[i * m + j] * reciprocal;
+      for (int k = j + 1; k <= i; ++k) A[i * m + k] -= factor * A[k * m + j];
+      L[i * m + j] = A[i * m + j] * inverse[j];
       L[j * m + i] = V{};
     }
   }
 }
 
-// b <- L^-1 b, for the k columns of b (m, k).
+// b <- L^-1 b, for the k columns of b (m, k). A finished row is taken off all later ones at once,
+// which do not wait for each other.
 template <class V>
 static void solve_lower(int m, int k, const V* L, const V* inverse, V* b) {
-  for (int i = 0; i < m; ++i)
-    for (int c = 0; c < k; ++c) {
-      V rest = b[i * k + c];
-      for (int j = 0; j < i; ++j) rest -= L[i * m + j] * b[j * k + c];
-      b[i * k + c] = rest * inverse[i];
-    }
+  for (int i = 0; i < m; ++i) {
+    for (int c = 0; c < k; ++c) b[i * k + c] *= inverse[i];
+    for (int j = i + 1; j < m; ++j)
+      for (int c = 0; c < k; ++c) b[j * k + c] -= L[j * m + i] * b[i * k + c];
+  }
 }
 
 // b <- L^-T b.
 template <class V>
 static void solve_upper(int m, int k, const V* L, const V* inverse, V* b) {
-  for (int i = m - 1; i >= 0; --i)
-    for (int c = 0; c < k; ++c) {
-      V rest = b[i * k + c];
-      for (int j = i + 1; j < m; ++j) rest -= L[j * m + i] * b[j * k + c];
-      b[i * k + c] = rest * inverse[i];
-    }
+  for (int i = m - 1; i >= 0; --i) {
+    for (int c = 0; c < k; ++c) b[i * k + c] *= inverse[i];
+    for (int j = 0; j < i; ++j)
+      for (int c = 0; c < k; ++c) b[j * k + c] -= L[i * m + j] * b[i * k + c];
+  }
 }
 
 // A on the free rows and columns, the identity elsewhere.

@@ -341,6 +341,26 @@ ffi::Error sweep_as(ffi::ThreadPool& pool, const In& H, const In* D, const In& H
                      });
 }
 
+template <class T>
+ffi::Error outer_as(ffi::ThreadPool& pool, double scale, const In& p, const In& q, const In& r,
+                    const In& s, Out& out) {
+  const ffi::AnyBuffer::Dimensions shape = out->dimensions();
+  if (shape.size() < 3) return invalid("diffcontrol: outer products have at least three axes");
+  const size_t rank = shape.size() - 3;
+  const int64_t T_ = shape[rank], rows = shape[rank + 1], columns = shape[rank + 2];
+  Call call(shape.first(rank));
+  Outer<T> a{int(T_), int(rows), int(columns), T(scale), {}, {}, {}, {}, {}};
+  a.p = call.operand<const T>("p", p.untyped_data(), p.dimensions(), {T_, rows});
+  a.q = call.operand<const T>("q", q.untyped_data(), q.dimensions(), {T_, columns});
+  a.r = call.operand<const T>("r", r.untyped_data(), r.dimensions(), {T_, rows});
+  a.s = call.operand<const T>("s", s.untyped_data(), s.dimensions(), {T_, columns});
+  a.out = call.operand<T>("out", out->untyped_data(), out->dimensions(), {T_, rows, columns});
+  if (!call.error().empty()) return invalid(call.error());
+  const Kernels<T>& k = kernels<T>();
+  return over_groups(pool, everyone(call.count()), 1, 0, 4.0 * T_ * rows * columns,
+                     [&](const int32_t* chosen, int, void*) { k.outer(a, *chosen); });
+}
+
 // Calls `function` as double or float, as the data are.
 #define DC_BY_TYPE(BUFFER, FUNCTION, ...)                              \
   switch ((BUFFER).element_type()) {                                   \
@@ -410,6 +430,13 @@ ffi::Error SweepImpl(ffi::ThreadPool pool, In H, In H_N, In F, In g, In g_N, In 
              wanted, K, k, linear, quadratic, positive)
 }
 
+ffi::Error OuterImpl(ffi::ThreadPool pool, In p, In q, In r, In s, double scale, Out out) {
+  if (!same_type({p.element_type(), q.element_type(), r.element_type(), s.element_type(),
+                  out->element_type()}))
+    return invalid("diffcontrol: types disagree");
+  DC_BY_TYPE(p, outer_as, pool, scale, p, q, r, s, out)
+}
+
 }  // namespace
 
 }  // namespace diffcontrol
@@ -430,6 +457,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     diffcontrol_sweep, diffcontrol::SweepImpl,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().A.A.A.A.A.A.A.A.A.A.RemainingArgs().R.R.R.R.R);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    diffcontrol_outer, diffcontrol::OuterImpl,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().A.A.A.A.Attr<double>("scale").R);
 
 extern "C" const char* diffcontrol_instruction_set() { return diffcontrol::best().name; }
 extern "C" void diffcontrol_set_threads(int threads) { diffcontrol::most_threads = threads; }

@@ -52,43 +52,51 @@ struct Stages {
   const V* operator[](int64_t t) const { return data + t * step; }
 };
 
-// `count` consecutive numbers of every sample, from `first` on, to lanes.
+// `count` consecutive numbers of every sample, from `first` on, to lanes. The last block overlaps the
+// one before it.
 template <class V>
 static void to_lanes(const Operand<const Element<V>>& a, const Group<V>& group, int64_t first,
-                        int64_t count, V* out) {
+                     int64_t count, V* out) {
   using T = Element<V>;
   constexpr int W = Simd<V>::W;
   const T* source[W];
   for (int l = 0; l < W; ++l) source[l] = a.of(group.sample(l)) + first;
-  int64_t i = 0;
   if (!a.offsets && a.stride == 0) {
-    for (; i < count; ++i) out[i] = splat<V>(source[0][i]);
+    for (int64_t i = 0; i < count; ++i) out[i] = splat<V>(source[0][i]);
     return;
   }
-  for (; i + W <= count; i += W) {
+  if (count < W) {
+    for (int64_t i = 0; i < count; ++i) {
+      V v{};
+      for (int l = 0; l < W; ++l) v[l] = source[l][i];
+      out[i] = v;
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; i += W) {
+    if (i > count - W) i = count - W;
     V block[W];
     for (int l = 0; l < W; ++l) block[l] = load<V>(source[l] + i);
     transpose<V>(block);
     for (int l = 0; l < W; ++l) out[i + l] = block[l];
   }
-  for (const int rest = int(count - i), base = int(i); i - base < rest; ++i) {
-    V v{};
-    for (int l = 0; l < W; ++l) v[l] = source[l][i];
-    out[i] = v;
-  }
 }
 
 // The reverse, for the samples that there are.
 template <class V>
-static void from_lanes(const Operand<Element<V>>& a, const Group<V>& group, int64_t count,
-                          const V* from) {
+static void from_lanes(const Operand<Element<V>>& a, const Group<V>& group, int64_t first,
+                       int64_t count, const V* from) {
   using T = Element<V>;
   constexpr int W = Simd<V>::W;
-  if (!a) return;
   T* target[W];
-  for (int l = 0; l < W; ++l) target[l] = a.of(group.sample(l));
-  int64_t i = 0;
-  for (; i + W <= count; i += W) {
+  for (int l = 0; l < W; ++l) target[l] = a.of(group.sample(l)) + first;
+  if (count < W) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int l = 0; l < group.count; ++l) target[l][i] = from[i][l];
+    return;
+  }
+  for (int64_t i = 0; i < count; i += W) {
+    if (i > count - W) i = count - W;
     V block[W];
     for (int l = 0; l < W; ++l) block[l] = from[i + l];
     transpose<V>(block);
@@ -98,8 +106,6 @@ static void from_lanes(const Operand<Element<V>>& a, const Group<V>& group, int6
       for (int l = 0; l < group.count; ++l) store<V>(target[l] + i, block[l]);
     }
   }
-  for (; i < count; ++i)
-    for (int l = 0; l < group.count; ++l) target[l][i] = from[i][l];
 }
 
 // Reads `stages` stages of `core` numbers from stage `t` on; a scalar V reads them where they lie.
@@ -117,13 +123,15 @@ static Stages<V> read(const Operand<const Element<V>>& a, const Group<V>& group,
   }
 }
 
+// `count` numbers from the `first` on, unless they are not wanted.
 template <class V>
-static void write(const Operand<Element<V>>& a, const Group<V>& group, int64_t count,
-                     const V* from) {
+static void write(const Operand<Element<V>>& a, const Group<V>& group, int64_t first, int64_t count,
+                  const V* from) {
+  if (!a) return;
   if constexpr (Simd<V>::W == 1) {
-    if (a) __builtin_memcpy(a.of(group.sample(0)), from, count * sizeof(V));
+    __builtin_memcpy(a.of(group.sample(0)) + first, from, count * sizeof(V));
   } else {
-    from_lanes<V>(a, group, count, from);
+    from_lanes<V>(a, group, first, count, from);
   }
 }
 
@@ -138,7 +146,7 @@ DC_INLINE Mask<V> is_free(const Operand<const uint8_t>& free, const Group<V>& gr
   }
 }
 
-// C (rows, columns) += A' B with A (depth, rows) and B (depth, columns), on and below the diagonal
+// C (rows, columns) = or += A' B with A (depth, rows) and B (depth, columns), on and below the diagonal
 // of tiles only if LOWER. The innermost block is held in registers.
 #if DC_BYTES == 64 || defined(__aarch64__)
 constexpr int TILE_ROWS = 4, TILE_COLUMNS = 4;
@@ -146,18 +154,18 @@ constexpr int TILE_ROWS = 4, TILE_COLUMNS = 4;
 constexpr int TILE_ROWS = 2, TILE_COLUMNS = 4;
 #endif
 
-template <class V, int R, int C>
+template <class V, bool ADD, int R, int C>
 DC_INLINE void tile(int depth, const V* A, int lda, const V* B, int ldb, V* out, int ldc) {
   V sum[R][C];
 #pragma GCC unroll 4
   for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) sum[i][j] = out[i * ldc + j];
+#pragma GCC unroll 5
+    for (int j = 0; j < C; ++j) sum[i][j] = ADD ? out[i * ldc + j] : V{};
   for (int k = 0; k < depth; ++k) {
     V a[R];
 #pragma GCC unroll 4
     for (int i = 0; i < R; ++i) a[i] = A[k * lda + i];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int j = 0; j < C; ++j) {
       const V b = B[k * ldb + j];
 #pragma GCC unroll 4
@@ -166,35 +174,36 @@ DC_INLINE void tile(int depth, const V* A, int lda, const V* B, int ldb, V* out,
   }
 #pragma GCC unroll 4
   for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int j = 0; j < C; ++j) out[i * ldc + j] = sum[i][j];
 }
 
-template <class V, int R>
+template <class V, bool ADD, int R>
 DC_INLINE void tile_row(int columns, int depth, const V* A, int lda, const V* B, int ldb, V* out,
                         int ldc) {
   int j = 0;
   for (; j + TILE_COLUMNS <= columns; j += TILE_COLUMNS)
-    tile<V, R, TILE_COLUMNS>(depth, A, lda, B + j, ldb, out + j, ldc);
+    tile<V, ADD, R, TILE_COLUMNS>(depth, A, lda, B + j, ldb, out + j, ldc);
   switch (columns - j) {
-    case 1: tile<V, R, 1>(depth, A, lda, B + j, ldb, out + j, ldc); break;
-    case 2: tile<V, R, 2>(depth, A, lda, B + j, ldb, out + j, ldc); break;
-    case 3: tile<V, R, 3>(depth, A, lda, B + j, ldb, out + j, ldc); break;
+    case 1: tile<V, ADD, R, 1>(depth, A, lda, B + j, ldb, out + j, ldc); break;
+    case 2: tile<V, ADD, R, 2>(depth, A, lda, B + j, ldb, out + j, ldc); break;
+    case 3: tile<V, ADD, R, 3>(depth, A, lda, B + j, ldb, out + j, ldc); break;
+    case 4: tile<V, ADD, R, 4>(depth, A, lda, B + j, ldb, out + j, ldc); break;
     default: break;
   }
 }
 
-template <class V, bool LOWER>
-static void add_product(int rows, int columns, int depth, const V* A, int lda, const V* B,
-                           int ldb, V* out, int ldc) {
+template <class V, bool ADD, bool LOWER>
+DC_INLINE void product(int rows, int columns, int depth, const V* A, int lda, const V* B, int ldb,
+                       V* out, int ldc) {
   int i = 0;
   const auto width = [&](int last) { return LOWER && last < columns ? last : columns; };
   for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
-    tile_row<V, TILE_ROWS>(width(i + TILE_ROWS), depth, A + i, lda, B, ldb, out + i * ldc, ldc);
+    tile_row<V, ADD, TILE_ROWS>(width(i + TILE_ROWS), depth, A + i, lda, B, ldb, out + i * ldc, ldc);
   switch (rows - i) {
-    case 1: tile_row<V, 1>(width(i + 1), depth, A + i, lda, B, ldb, out + i * ldc, ldc); break;
-    case 2: tile_row<V, 2>(width(i + 2), depth, A + i, lda, B, ldb, out + i * ldc, ldc); break;
-    case 3: tile_row<V, 3>(width(i + 3), depth, A + i, lda, B, ldb, out + i * ldc, ldc); break;
+    case 1: tile_row<V, ADD, 1>(width(i + 1), depth, A + i, lda, B, ldb, out + i * ldc, ldc); break;
+    case 2: tile_row<V, ADD, 2>(width(i + 2), depth, A + i, lda, B, ldb, out + i * ldc, ldc); break;
+    case 3: tile_row<V, ADD, 3>(width(i + 3), depth, A + i, lda, B, ldb, out + i * ldc, ldc); break;
     default: break;
   }
 }
@@ -204,16 +213,18 @@ template <class V, int N, int M>
 struct Lanes {
   using T = Element<V>;
   static constexpr int W = Simd<V>::W;
-  static constexpr int CHUNK = W == 1 ? 1 << 20 : W;  // stages transposed at a time, no remainder
   static constexpr int MOST_CONTROLS = M ? M : 64;
 
-  static int chunk(int T_) { return T_ < CHUNK ? T_ : CHUNK; }
+  // How many stages are transposed at a time: what fits the first-level cache beside the rest.
+  static int chunk(Sizes s) {
+    const int fit = 256 / (s.nm() * s.nm()), most = fit < 1 ? 1 : fit < W ? fit : W;
+    return W == 1 || s.T < most ? s.T : most;
+  }
 
   // Q (nm, nm), on and below the diagonal: symmetric part of H, plus F' V F. P is V F.
   static void expand(int n, int nm, const V* V_next, const V* F, V* P, V* Q) {
-    for (int i = 0; i < n * nm; ++i) P[i] = V{};
-    add_product<V, false>(n, nm, n, V_next, n, F, nm, P, nm);
-    add_product<V, true>(nm, nm, n, F, nm, P, nm, Q, nm);
+    product<V, false, false>(n, nm, n, V_next, n, F, nm, P, nm);
+    product<V, true, true>(nm, nm, n, F, nm, P, nm, Q, nm);
   }
 
   // q = g + F' w
@@ -238,7 +249,7 @@ struct Lanes {
     V *H, *F, *g, *r, *V_, *K, *L, *pivots, *k, *v, *x, *u, *costate, *P, *Q, *q, *w, *Y, *R, *inverse;
 
     FactorScratch(Sizes s, bool solve, Arena& arena) {
-      const int64_t n = N ? N : s.n, m = M ? M : s.m, nm = n + m, T_ = s.T, c = chunk(s.T);
+      const int64_t n = N ? N : s.n, m = M ? M : s.m, nm = n + m, T_ = s.T, c = chunk(s);
       const bool packed = W > 1;
       H = packed ? arena.take<V>(c * nm * nm) : nullptr;
       F = packed ? arena.take<V>(c * n * nm) : nullptr;
@@ -276,15 +287,16 @@ struct Lanes {
       for (int i = 0; i < n; ++i)
         for (int j = 0; j < n; ++j)
           V_next[i * n + j] = T(0.5) * (H_N[0][i * n + j] + H_N[0][j * n + i]);
+      write<V>(a.V, group, int64_t(T_) * n * n, n * n, V_next);
     }
     if (solve) {
       const Stages<V> g_N = read<V>(a.g_N, group, 0, 1, n, s.w);
       for (int i = 0; i < n; ++i) s.v[int64_t(T_) * n + i] = g_N[0][i];
     }
 
-    const int chunks = (T_ + CHUNK - 1) / CHUNK;
-    for (int part = chunks - 1; part >= 0; --part) {
-      const int first = part * CHUNK, stages = (T_ - first < CHUNK) ? T_ - first : CHUNK;
+    const int most = chunk(a.size);
+    for (int end = T_; end > 0; end -= most) {
+      const int first = end > most ? end - most : 0, stages = end - first;
       const Stages<V> H = read<V>(a.H, group, first, stages, nm * nm, s.H);
       const Stages<V> F = read<V>(a.F, group, first, stages, n * nm, s.F);
       Stages<V> g{}, r{};
@@ -326,13 +338,13 @@ struct Lanes {
           backward(n, m, nm, Ft, V_next, Kt, Lt, s.inverse, free, g[t], r[t], s.v + at * n,
                    s.v + (at + 1) * n, s.k + at * m, s.q, s.w);
       }
+      write<V>(a.V, group, int64_t(first) * n * n, int64_t(stages) * n * n, s.V_ + int64_t(first) * n * n);
     }
-    write<V>(a.K, group, int64_t(T_) * m * n, s.K);
-    write<V>(a.V, group, int64_t(T_ + 1) * n * n, s.V_);
-    write<V>(a.L, group, int64_t(T_) * m * m, s.L);
-    write<V>(a.pivots, group, int64_t(T_) * m, s.pivots);
+    write<V>(a.K, group, 0, int64_t(T_) * m * n, s.K);
+    write<V>(a.L, group, 0, int64_t(T_) * m * m, s.L);
+    write<V>(a.pivots, group, 0, int64_t(T_) * m, s.pivots);
     if (solve)
-      forward(n, m, T_, group, a.F, a.r, s.F, s.r, {s.K, m * n}, s.k, {s.V_, n * n}, s.v, s.x,
+      forward(n, m, T_, most, group, a.F, a.r, s.F, s.r, {s.K, m * n}, s.k, {s.V_, n * n}, s.v, s.x,
               s.u, s.costate, a.x, a.u, a.costate);
   }
 
@@ -356,7 +368,7 @@ struct Lanes {
   }
 
   // Roll-out of the linear dynamics under u = K x + k, and the costates V x + v.
-  static void forward(int n, int m, int T_, const Group<V>& group, const Operand<const T>& F_,
+  static void forward(int n, int m, int T_, int most, const Group<V>& group, const Operand<const T>& F_,
                       const Operand<const T>& r_, V* F_buffer, V* r_buffer, Stages<V> K,
                       const V* k, Stages<V> V_, const V* v, V* x, V* u, V* costate,
                       const Operand<T>& x_out, const Operand<T>& u_out,
@@ -366,8 +378,8 @@ struct Lanes {
       const Stages<V> start = read<V>(r_, group, 0, 1, n, r_buffer);
       for (int i = 0; i < n; ++i) x[i] = start[0][i];
     }
-    for (int first = 0; first < T_; first += CHUNK) {
-      const int stages = (T_ - first < CHUNK) ? T_ - first : CHUNK;
+    for (int first = 0; first < T_; first += most) {
+      const int stages = T_ - first < most ? T_ - first : most;
       const Stages<V> F = read<V>(F_, group, first, stages, n * nm, F_buffer);
       const Stages<V> r = read<V>(r_, group, first + 1, stages, n, r_buffer);
       for (int t = 0; t < stages; ++t) {
@@ -389,16 +401,16 @@ struct Lanes {
       }
     }
     affine(n, V_[T_], x + int64_t(T_) * n, v + int64_t(T_) * n, costate + int64_t(T_) * n);
-    write<V>(x_out, group, int64_t(T_ + 1) * n, x);
-    write<V>(u_out, group, int64_t(T_) * m, u);
-    write<V>(costate_out, group, int64_t(T_ + 1) * n, costate);
+    write<V>(x_out, group, 0, int64_t(T_ + 1) * n, x);
+    write<V>(u_out, group, 0, int64_t(T_) * m, u);
+    write<V>(costate_out, group, 0, int64_t(T_ + 1) * n, costate);
   }
 
   struct SolveScratch {
     V *F, *g, *r, *V_, *K, *L, *k, *v, *x, *u, *costate, *q, *w, *inverse;
 
     SolveScratch(Sizes s, Arena& arena) {
-      const int64_t n = N ? N : s.n, m = M ? M : s.m, nm = n + m, T_ = s.T, c = chunk(s.T);
+      const int64_t n = N ? N : s.n, m = M ? M : s.m, nm = n + m, T_ = s.T, c = chunk(s);
       const bool packed = W > 1;
       F = packed ? arena.take<V>(c * n * nm) : nullptr;
       g = packed ? arena.take<V>(c * nm) : nullptr;
@@ -428,9 +440,9 @@ struct Lanes {
       const Stages<V> g_N = read<V>(a.g_N, group, 0, 1, n, s.w);
       for (int i = 0; i < n; ++i) s.v[int64_t(T_) * n + i] = g_N[0][i];
     }
-    const int chunks = (T_ + CHUNK - 1) / CHUNK;
-    for (int part = chunks - 1; part >= 0; --part) {
-      const int first = part * CHUNK, stages = (T_ - first < CHUNK) ? T_ - first : CHUNK;
+    const int most = chunk(a.size);
+    for (int end = T_; end > 0; end -= most) {
+      const int first = end > most ? end - most : 0, stages = end - first;
       const Stages<V> F = read<V>(a.F, group, first, stages, n * nm, s.F);
       const Stages<V> L = read<V>(a.L, group, first, stages, m * m, s.L);
       const Stages<V> g = read<V>(a.g, group, first, stages, nm, s.g);
@@ -446,7 +458,7 @@ struct Lanes {
                  s.v + at * n, s.v + (at + 1) * n, s.k + at * m, s.q, s.w);
       }
     }
-    forward(n, m, T_, group, a.F, a.r, s.F, s.r, K, s.k, V_, s.v, s.x, s.u, s.costate, a.x, a.u,
+    forward(n, m, T_, most, group, a.F, a.r, s.F, s.r, K, s.k, V_, s.v, s.x, s.u, s.costate, a.x, a.u,
             a.costate);
   }
 
@@ -455,7 +467,7 @@ struct Lanes {
     BoxScratch<V, MOST_CONTROLS>* box;
 
     SweepScratch(Sizes s, Arena& arena) {
-      const int64_t n = N ? N : s.n, m = M ? M : s.m, nm = n + m, T_ = s.T, c = chunk(s.T);
+      const int64_t n = N ? N : s.n, m = M ? M : s.m, nm = n + m, T_ = s.T, c = chunk(s);
       const bool packed = W > 1;
       H = packed ? arena.take<V>(c * nm * nm) : nullptr;
       D = packed ? arena.take<V>(c * nm * nm) : nullptr;
@@ -516,10 +528,10 @@ struct Lanes {
   static void write_policy(const Sweep<T>& a, const Group<V>& group, const SweepScratch& s,
                               const Mask<V>& positive, const V& linear, const V& quadratic) {
     const int64_t n = N ? N : a.size.n, m = M ? M : a.size.m, T_ = a.size.T;
-    write<V>(a.K, group, T_ * m * n, s.K);
-    write<V>(a.k, group, T_ * m, s.k);
-    write<V>(a.linear, group, 1, &linear);
-    write<V>(a.quadratic, group, 1, &quadratic);
+    write<V>(a.K, group, 0, T_ * m * n, s.K);
+    write<V>(a.k, group, 0, T_ * m, s.k);
+    write<V>(a.linear, group, 0, 1, &linear);
+    write<V>(a.quadratic, group, 0, 1, &quadratic);
     for (int l = 0; l < group.count; ++l)
       *a.positive.of(group.samples[l]) = uint8_t(is_set(positive, l));
   }
@@ -541,9 +553,9 @@ struct Lanes {
           s.V_[i * n + j] = T(0.5) * (H_N[0][i * n + j] + H_N[0][j * n + i]);
       }
     }
-    const int chunks = (T_ + CHUNK - 1) / CHUNK;
-    for (int part = chunks - 1; part >= 0; --part) {
-      const int first = part * CHUNK, stages = (T_ - first < CHUNK) ? T_ - first : CHUNK;
+    const int most = chunk(a.size);
+    for (int end = T_; end > 0; end -= most) {
+      const int first = end > most ? end - most : 0, stages = end - first;
       const Stages<V> H = read<V>(a.H, group, first, stages, nm * nm, s.H);
       const Stages<V> D =
           curved ? read<V>(a.D, group, first, stages, nm * nm, s.D) : Stages<V>{nullptr, 0};

@@ -24,6 +24,35 @@ struct Rows {
 
   static constexpr int padded(int n) { return (n + W - 1) / W * W; }
 
+  // Data of a stage to come, fetched into the second-level cache a few lines at a time: stages are
+  // visited from last to first, which hardware does not foresee, and all at once would block the way
+  // of the present stage's data.
+  struct Ahead {
+    static constexpr int64_t LINE = 64 / int64_t(sizeof(T));
+    const T* now[2] = {};
+    const T* end[2] = {};
+    int64_t lines = 0;  // at a time
+
+    void add(const T* from, int64_t count) {
+      const int i = now[0] ? 1 : 0;
+      now[i] = from;
+      end[i] = from + count;
+    }
+
+    void in_parts(int parts) {
+      int64_t count = 0;
+      for (int i = 0; i < 2; ++i) count += end[i] - now[i];
+      lines = count / (LINE * parts) + 1;
+    }
+
+    void fetch() {
+      int64_t left = lines;
+      for (int i = 0; i < 2; ++i)
+        for (; left > 0 && now[i] < end[i]; --left, now[i] += LINE)
+          __builtin_prefetch(now[i], 0, 2);
+    }
+  };
+
   // A matrix (rows, columns) in whole vectors: where it lies, if it is so already, else copied.
   static const T* whole(const T* from, int rows, int columns, T* buffer) {
     if (columns % W == 0) return from;
@@ -154,31 +183,56 @@ struct Rows {
   // out (rows, columns) +- A B; with LOWER only the vectors that reach to the diagonal.
   template <bool LOWER, bool MINUS>
   static void add_product(int rows, int columns, int depth, const T* A, int step_i, int step_k,
-                             const T* B, int ldb, T* out, int ldo) {
+                          const T* B, int ldb, T* out, int ldo, Ahead& ahead) {
     const auto vectors = [&](int last) {
       const int wanted = LOWER && last < columns ? last : columns;
       return (wanted + W - 1) / W;
     };
     int i = 0;
-    for (; i + MOST_ROWS <= rows; i += MOST_ROWS)
+    for (; i + MOST_ROWS <= rows; i += MOST_ROWS) {
+      ahead.fetch();
       block_row<MOST_ROWS, MINUS>(vectors(i + MOST_ROWS), depth, A + i * step_i, step_i, step_k, B,
                                   ldb, out + i * ldo, ldo);
+    }
     for (; i < rows; ++i)
       block_row<1, MINUS>(vectors(i + 1), depth, A + i * step_i, step_i, step_k, B, ldb,
                           out + i * ldo, ldo);
   }
 
-  // out (columns) += sum_k a_k B(k, :)
-  static void add_combination(int columns, int depth, const T* a, const T* B, int ldb, T* out) {
-    for (int j = 0; j < columns; j += W) {
-      V even = load<V>(out + j), odd = V{};
-      int k = 0;
-      for (; k + 2 <= depth; k += 2) {
-        even += splat<V>(a[k]) * load<V>(B + k * ldb + j);
-        odd += splat<V>(a[k + 1]) * load<V>(B + (k + 1) * ldb + j);
+  // out (columns) += sum_k a_k B(k, :). Two sums a column, so that additions need not wait.
+  template <int C>
+  DC_INLINE void combination(int depth, const T* a, const T* B, int ldb, T* out) {
+    V even[C], odd[C];
+#pragma GCC unroll 5
+    for (int j = 0; j < C; ++j) {
+      even[j] = load<V>(out + j * W);
+      odd[j] = V{};
+    }
+    int k = 0;
+    for (; k + 2 <= depth; k += 2) {
+      const V first = splat<V>(a[k]), second = splat<V>(a[k + 1]);
+#pragma GCC unroll 5
+      for (int j = 0; j < C; ++j) {
+        even[j] += first * load<V>(B + k * ldb + j * W);
+        odd[j] += second * load<V>(B + (k + 1) * ldb + j * W);
       }
-      if (k < depth) even += splat<V>(a[k]) * load<V>(B + k * ldb + j);
-      store<V>(out + j, even + odd);
+    }
+#pragma GCC unroll 5
+    for (int j = 0; j < C; ++j) {
+      if (k < depth) even[j] += splat<V>(a[k]) * load<V>(B + k * ldb + j * W);
+      store<V>(out + j * W, even[j] + odd[j]);
+    }
+  }
+
+  static void add_combination(int columns, int depth, const T* a, const T* B, int ldb, T* out) {
+    int vectors = (columns + W - 1) / W;
+    for (; vectors >= 4; vectors -= 4, B += 4 * W, out += 4 * W)
+      combination<4>(depth, a, B, ldb, out);
+    switch (vectors) {
+      case 1: combination<1>(depth, a, B, ldb, out); break;
+      case 2: combination<2>(depth, a, B, ldb, out); break;
+      case 3: combination<3>(depth, a, B, ldb, out); break;
+      default: break;
     }
   }
 
@@ -239,11 +293,11 @@ struct Rows {
   };
 
   // Q, on and below the diagonal, from its first summand in Q; P is V F.
-  static void expand(int n, int nm, const T* V_next, const T* F, T* P, T* Q) {
+  static void expand(int n, int nm, const T* V_next, const T* F, T* P, T* Q, Ahead& ahead) {
     const int np = padded(n), nmp = padded(nm);
     for (int i = 0; i < n * nmp; i += W) store<V>(P + i, V{});
-    add_product<false, false>(n, nm, n, V_next, 1, np, F, nmp, P, nmp);
-    add_product<true, false>(nm, nm, n, F, 1, nmp, P, nmp, Q, nmp);
+    add_product<false, false>(n, nm, n, V_next, 1, np, F, nmp, P, nmp, ahead);
+    add_product<true, false>(nm, nm, n, F, 1, nmp, P, nmp, Q, nmp, ahead);
   }
 
   // b <- L^-1 b for the rows of b (m, np); the second, L^-T. A finished row is taken off all later
@@ -267,14 +321,6 @@ struct Rows {
       store<V>(from + j, load<V>(from + j) - factor * load<V>(row + j));
   }
 
-  // Stages are visited from last to first, which hardware does not foresee well.
-  DC_INLINE void prefetch(const T* from, int64_t count) {
-    for (int64_t i = 0; i < count; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + i);
-  }
-  DC_INLINE void prefetch_stage(const Operand<const T>& a, int64_t sample, int64_t t,
-                                int64_t count) {
-    if (t >= 0 && a.stage != 0) prefetch(a.of(sample) + t * a.stage, count);
-  }
 
   static void factor(const Factor<T>& a, const int32_t* samples, int, void* memory) {
     const int n = a.size.n, m = a.size.m, nm = n + m, np = padded(n), nmp = padded(nm);
@@ -294,10 +340,14 @@ struct Rows {
     for (int64_t t = T_ - 1; t >= 0; --t) {
       const T* F = whole(a.F.of(sample) + t * a.F.stage, n, nm, s.F);
       const uint8_t* free = all_free + t * m;
-      prefetch_stage(a.H, sample, t - AHEAD, nm * nm);
-      prefetch_stage(a.F, sample, t - AHEAD, n * nm);
+      Ahead ahead;
+      if (t >= AHEAD) {
+        if (a.H.stage) ahead.add(a.H.of(sample) + (t - AHEAD) * a.H.stage, nm * nm);
+        if (a.F.stage) ahead.add(a.F.of(sample) + (t - AHEAD) * a.F.stage, n * nm);
+        ahead.in_parts((n + nm) / MOST_ROWS);
+      }
       symmetric_part(a.H.of(sample) + t * a.H.stage, nm, s.Q, nmp);
-      expand(n, nm, s.V_next, F, s.P, s.Q);
+      expand(n, nm, s.V_next, F, s.P, s.Q, ahead);
       for (int i = 0; i < m; ++i) {
         for (int j = 0; j <= i; ++j)
           s.R[i * m + j] = free[i] & free[j] ? s.Q[(n + i) * nmp + n + j] : T(i == j);
@@ -310,7 +360,7 @@ struct Rows {
       for (int i = 0; i < n; ++i)
         for (int j = 0; j < padded(i + 1); j += W)
           store<V>(s.V_ + i * np + j, load<V>(s.Q + i * nmp + j));
-      add_product<true, true>(n, n, m, s.Y, 1, np, s.Y, np, s.V_, np);
+      add_product<true, true>(n, n, m, s.Y, 1, np, s.Y, np, s.V_, np, ahead);
       mirror(s.V_, n, np);
       solve_upper_rows(m, np, L, s.inverse, s.Y);
       for (int i = 0; i < m * np; i += W) store<V>(s.Y + i, -load<V>(s.Y + i));
@@ -386,8 +436,12 @@ struct Rows {
     copy_in(a.g_N.of(sample), 1, n, s.v + T_ * np);
     for (int64_t t = T_ - 1; t >= 0; --t) {
       const T* L = a.L.of(sample) + t * m * m;
-      prefetch_stage(a.F, sample, t - AHEAD, n * nm);
-      prefetch_stage(a.V, sample, t + 1 - AHEAD, n * n);
+      Ahead ahead;
+      if (t >= AHEAD) {
+        if (a.F.stage) ahead.add(a.F.of(sample) + (t - AHEAD) * a.F.stage, n * nm);
+        ahead.in_parts(1);
+        ahead.fetch();
+      }
       for (int i = 0; i < m; ++i) s.inverse[i] = T(1) / L[i * m + i];
       backward(n, m, whole(a.F.of(sample) + t * a.F.stage, n, nm, s.F),
                whole(V_all + (t + 1) * n * n, n, n, s.V_next), K + t * m * n, n, L, s.inverse,
@@ -426,15 +480,19 @@ struct Rows {
     for (int64_t t = T_ - 1; t >= 0; --t) {
       const T* F = whole(a.F.of(sample) + t * a.F.stage, n, nm, s.F);
       T *K = s.Y, *k = a.k.of(sample) + t * m;
-      prefetch_stage(a.H, sample, t - AHEAD, nm * nm);
-      prefetch_stage(a.F, sample, t - AHEAD, n * nm);
+      Ahead ahead;
+      if (t >= AHEAD) {
+        if (a.H.stage) ahead.add(a.H.of(sample) + (t - AHEAD) * a.H.stage, nm * nm);
+        if (a.F.stage) ahead.add(a.F.of(sample) + (t - AHEAD) * a.F.stage, n * nm);
+        ahead.in_parts((n + nm) / MOST_ROWS);
+      }
       copy_in(a.H.of(sample) + t * a.H.stage, nm, nm, s.Q);
       if (curved) {
         const T* D = a.D.of(sample) + t * a.D.stage;
         for (int i = 0; i < nm; ++i)
           for (int j = 0; j <= i; ++j) s.Q[i * nmp + j] += D[i * nm + j];
       }
-      expand(n, nm, s.V_next, F, s.P, s.Q);
+      expand(n, nm, s.V_next, F, s.P, s.Q, ahead);
       copy_in(a.g.of(sample) + t * a.g.stage, 1, nm, s.q);
       add_combination(nm, n, s.v, F, nmp, s.q);
       for (int i = 0; i < m; ++i)
@@ -475,8 +533,8 @@ struct Rows {
       for (int i = 0; i < n; ++i)
         for (int j = 0; j < padded(i + 1); j += W)
           store<V>(s.V_ + i * np + j, load<V>(s.Q + i * nmp + j));
-      add_product<true, false>(n, n, m, K, 1, np, s.Z, np, s.V_, np);
-      add_product<true, false>(n, n, m, s.Z, 1, np, K, np, s.V_, np);
+      add_product<true, false>(n, n, m, K, 1, np, s.Z, np, s.V_, np, ahead);
+      add_product<true, false>(n, n, m, s.Z, 1, np, K, np, s.V_, np, ahead);
       mirror(s.V_, n, np);
       T* swap = s.V_;
       s.V_ = s.V_next;

@@ -226,6 +226,33 @@ void run(const InstructionSet& set, int n, int m, int T_, int samples) {
   say(downhill, "sweep: steps downhill");
   say(all_positive, "sweep: a positive definite Hessian");
 
+  // With p = s and q = r the outer products are symmetric to the last bit.
+  Array<T> square(samples, T_ * nm * nm), wide(samples, T_ * n * nm), next(samples, T_ * n);
+  for (T& value : next.data) value = T(0.25);
+  const Operand<const T> g = p.g.in(), second = p.F.in();
+  Outer<T> curvature{T_, nm, nm, T(0.5), g, second, second, g, square.out()};
+  Outer<T> dynamics{T_, n, nm, T(1), next.in(), g, next.in(), second, wide.out()};
+  bool symmetric = true, right = true;
+  for (int b = 0; b < samples; ++b) {
+    kernel.outer(curvature, b);
+    kernel.outer(dynamics, b);
+    for (int t = 0; t < T_; ++t) {
+      const T *a = p.g.of(b) + t * nm, *c = p.F.of(b) + t * nm;
+      for (int j = 0; j < nm; ++j) {
+        for (int i = 0; i < nm; ++i) {
+          const T* out = square.of(b) + t * nm * nm;
+          const T expected = T(0.5) * (a[i] * c[j] + c[i] * a[j]);
+          symmetric &= out[i * nm + j] == out[j * nm + i];
+          right &= std::abs(out[i * nm + j] - expected) <= T(1e-6);
+        }
+        for (int i = 0; i < n; ++i)
+          right &= std::abs(wide.of(b)[(t * n + i) * nm + j] - T(0.25) * (a[j] + c[j])) <= T(1e-6);
+      }
+    }
+  }
+  say(symmetric, "outer products: symmetric");
+  say(right, "outer products");
+
   // Without bounds and with one Hessian the sweep is the factorisation with every control free.
   const T infinite = std::numeric_limits<T>::infinity();
   std::fill(p.lower.data.begin(), p.lower.data.end(), -infinite);

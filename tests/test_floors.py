@@ -33,7 +33,7 @@ ORDER = [room for floor in FLOORS for room in floor]
 # In these folders only the named files may be imported by their siblings. In the others it is
 # enough that there is no circle.
 SHARED = {
-    "_kernel": {"cholesky", "riccati", "box_qp", "native"},
+    "_kernel": {"cholesky", "riccati", "box_qp", "native", "products"},
     "_adjoint": {"base"},
     "_solver": {"box_ddp", "line_search", "regularisation", "settings"},
 }

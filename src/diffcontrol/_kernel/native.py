@@ -17,9 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-_TARGETS = ("factor", "factor_solve", "solve", "sweep")
+_TARGETS = ("factor", "factor_solve", "solve", "sweep", "outer")
 # Beyond this the control block is no longer small, and the arrays on the kernel's stack end.
 _MOST_CONTROLS = 64
 
@@ -151,6 +152,13 @@ def sweep(
     return tuple(
         call(H, H_N, F, g, g_N, lower, upper, regularisation, worthwhile, wanted, *curvature)
     )
+
+
+def outer(scale: float, p: Array, q: Array, r: Array, s: Array) -> Array:
+    """`products.outer`."""
+    shape = jax.ShapeDtypeStruct((*p.shape, q.shape[-1]), p.dtype)
+    call = jax.ffi.ffi_call("diffcontrol_outer", shape, vmap_method="expand_dims")
+    return call(p, q, r, s, scale=np.float64(scale))
 
 
 def _sizes(F: Array) -> tuple[int, int, int]:

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 from .._tree import stop_gradient
 from . import native
 from .cholesky import cholesky, solve_factored, solve_lower
+from .products import curvature_product, dynamics_products
 
 
 class System(eqx.Module):
@@ -180,11 +181,9 @@ def multiply(system: System, unknowns: Unknowns) -> Unknowns:
 def full_product(system: System, unknowns: Unknowns, n: int) -> Unknowns:
     """The matrix times a vector with every control treated as free."""
     tau = jnp.concatenate([unknowns.x[:-1], unknowns.u], axis=1)
-    H_tau = jnp.einsum("tij,tj->ti", symmetric(system.H), tau)
-    F_costate = jnp.einsum("tij,ti->tj", system.F, unknowns.costate[1:])
-    rows = H_tau + F_costate
+    pulled, predicted = dynamics_products(system.F, unknowns.costate[1:], tau)
+    rows = curvature_product(system.H, tau) + pulled
     last = symmetric(system.H_N) @ unknowns.x[-1]
-    predicted = jnp.einsum("tij,tj->ti", system.F, tau)
     return Unknowns(
         jnp.concatenate([rows[:, :n], last[None]]) - unknowns.costate,
         rows[:, n:],
