@@ -26,6 +26,7 @@ struct Sizes {
 template <class T>
 struct Factor {
   Sizes size;
+  bool diagonal = false;  // only the diagonals of H are given
   Operand<const T> H, H_N, F;
   Operand<const uint8_t> free;
   Operand<T> K, V, L, pivots;

@@ -231,7 +231,10 @@ ffi::Error factor_as(ffi::ThreadPool& pool, const In& H, const In& H_N, const In
   Call call(frame.batch);
   Factor<T> a;
   a.size = frame.size;
-  a.H = call.operand<const T>("H", H.untyped_data(), H.dimensions(), {T_, nm, nm}, true);
+  a.diagonal = H.dimensions().size() == frame.batch.size() + 2;
+  a.H = call.operand<const T>("H", H.untyped_data(), H.dimensions(),
+                              a.diagonal ? std::vector<int64_t>{T_, nm}
+                                         : std::vector<int64_t>{T_, nm, nm}, true);
   a.H_N = call.operand<const T>("H_N", H_N.untyped_data(), H_N.dimensions(), {n, n});
   a.F = call.operand<const T>("F", F.untyped_data(), F.dimensions(), {T_, n, nm}, true);
   a.free = call.operand<const uint8_t>("free", free.untyped_data(), free.dimensions(), {T_, m});

@@ -297,7 +297,8 @@ struct Lanes {
     const int most = chunk(a.size);
     for (int end = T_; end > 0; end -= most) {
       const int first = end > most ? end - most : 0, stages = end - first;
-      const Stages<V> H = read<V>(a.H, group, first, stages, nm * nm, s.H);
+      const int64_t H_size = a.diagonal ? nm : nm * nm;
+      const Stages<V> H = read<V>(a.H, group, first, stages, H_size, s.H);
       const Stages<V> F = read<V>(a.F, group, first, stages, n * nm, s.F);
       Stages<V> g{}, r{};
       if (solve) {
@@ -312,9 +313,14 @@ struct Lanes {
         Mask<V> free[MOST_CONTROLS];
         for (int i = 0; i < m; ++i) free[i] = is_free<V>(a.free, group, at * m + i);
 
-        for (int i = 0; i < nm; ++i)
-          for (int j = 0; j <= i; ++j)
-            s.Q[i * nm + j] = T(0.5) * (Ht[i * nm + j] + Ht[j * nm + i]);
+        if (a.diagonal) {
+          for (int i = 0; i < nm; ++i)
+            for (int j = 0; j <= i; ++j) s.Q[i * nm + j] = i == j ? Ht[i] : V{};
+        } else {
+          for (int i = 0; i < nm; ++i)
+            for (int j = 0; j <= i; ++j)
+              s.Q[i * nm + j] = T(0.5) * (Ht[i * nm + j] + Ht[j * nm + i]);
+        }
         expand(n, nm, V_next, Ft, s.P, s.Q);
         for (int i = 0; i < m; ++i) {
           for (int j = 0; j <= i; ++j)

@@ -331,6 +331,7 @@ struct Rows {
     T *K_out = a.K.of(sample), *V_out = a.V.of(sample), *L_out = a.L.of(sample),
       *pivots_out = a.pivots.of(sample);
     const uint8_t* all_free = a.free.of(sample);
+    const int64_t H_size = a.diagonal ? nm : nm * nm;
 
     symmetric_part(a.H_N.of(sample), n, s.V_next, np);
     mirror(s.V_next, n, np);
@@ -342,11 +343,17 @@ struct Rows {
       const uint8_t* free = all_free + t * m;
       Ahead ahead;
       if (t >= AHEAD) {
-        if (a.H.stage) ahead.add(a.H.of(sample) + (t - AHEAD) * a.H.stage, nm * nm);
+        if (a.H.stage) ahead.add(a.H.of(sample) + (t - AHEAD) * a.H.stage, H_size);
         if (a.F.stage) ahead.add(a.F.of(sample) + (t - AHEAD) * a.F.stage, n * nm);
         ahead.in_parts((n + nm) / MOST_ROWS);
       }
-      symmetric_part(a.H.of(sample) + t * a.H.stage, nm, s.Q, nmp);
+      const T* H = a.H.of(sample) + t * a.H.stage;
+      if (a.diagonal) {
+        for (int i = 0; i < nm * nmp; i += W) store<V>(s.Q + i, V{});
+        for (int i = 0; i < nm; ++i) s.Q[i * nmp + i] = H[i];
+      } else {
+        symmetric_part(H, nm, s.Q, nmp);
+      }
       expand(n, nm, s.V_next, F, s.P, s.Q, ahead);
       for (int i = 0; i < m; ++i) {
         for (int j = 0; j <= i; ++j)

@@ -20,7 +20,9 @@ from ._discretise import euler as euler
 from ._discretise import rk4 as rk4
 from ._discretise import semi_implicit as semi_implicit
 from ._kernel.native import set_threads as set_threads
+from ._linear_quadratic import Diagonal as Diagonal
 from ._linear_quadratic import LinearQuadraticProblem as LinearQuadraticProblem
+from ._linear_quadratic import TimeInvariant as TimeInvariant
 from ._lqr import lqr as lqr
 from ._mpc import MPC as MPC
 from ._mpc import MPCMemory as MPCMemory

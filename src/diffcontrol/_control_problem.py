@@ -160,7 +160,8 @@ def stage_problem(
 
     # `filter_closure_convert` traces each callable once and hoists every array it uses into the
     # returned pytree. The functions below have a closure, so it also looks at callables without
-    # one, which may still reach arrays through global names.
+    # one, which may still reach arrays through global names. The examples are the arrays at hand,
+    # and not their shapes, since under `jax.shard_map` an array also knows its mesh.
     def stage_dynamics(x, u, k):
         return jnp.asarray(dynamics(x, u, start + k), dtype)
 
@@ -175,13 +176,11 @@ def stage_problem(
         check_concrete_values(f"problem.{name}, or a value that it closes over,", converted)
         return converted
 
-    example = jax.ShapeDtypeStruct
-    x, u, k = example((n,), dtype), example((m,), dtype), example((), k0.dtype)
     return (
         StageProblem(
-            dynamics=opened("dynamics", stage_dynamics, x, u, k),
-            stage_cost=opened("stage_cost", cost_of_stage, x, u, k),
-            terminal_cost=opened("terminal_cost", cost_of_end, x),
+            dynamics=opened("dynamics", stage_dynamics, x0, u0, k0),
+            stage_cost=opened("stage_cost", cost_of_stage, x0, u0, k0),
+            terminal_cost=opened("terminal_cost", cost_of_end, x0),
             lower=_stage_bounds("lower", problem, T, m, dtype),
             upper=_stage_bounds("upper", problem, T, m, dtype),
             horizon=T,

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from ._control_problem import check_concrete_values
 from ._kernel import riccati
 from ._kernel.riccati import System, Unknowns
-from ._linear_quadratic import LinearQuadraticProblem
+from ._linear_quadratic import LinearQuadraticProblem, blocks
 from ._result import RESULTS, choose, succeeded
 from ._solution import Solution, Stats
 from ._tree import any_nan, stop_gradient
@@ -49,7 +49,7 @@ def lqr(problem: LinearQuadraticProblem, x0: Numbers, *, throw: bool = True) -> 
             f"`problem` must be a LinearQuadraticProblem, got {type(problem).__name__}."
         )
     x0 = as_floats("x0", x0)
-    n = problem.F.shape[1]
+    n = problem.state_size
     if x0.shape != (n,):
         raise ValueError(f"`x0` must have shape ({n},) to go with `F`, but has shape {x0.shape}.")
     check_concrete_values("problem", problem)
@@ -59,10 +59,12 @@ def lqr(problem: LinearQuadraticProblem, x0: Numbers, *, throw: bool = True) -> 
 
 @eqx.filter_jit
 def _lqr(problem: LinearQuadraticProblem, x0: Array, throw: bool) -> Solution:
-    dtype = jnp.result_type(problem.F, x0)
+    dtype = jnp.result_type(problem.f, x0)
     problem, x0 = jax.tree.map(lambda leaf: leaf.astype(dtype), (problem, x0))
-    n, m, T = x0.shape[0], problem.control_size, problem.F.shape[0]
-    system = System(problem.C, problem.C_terminal, problem.F, jnp.ones((T, m), bool))
+    n, m, T = x0.shape[0], problem.control_size, problem.horizon
+    system = System(
+        blocks(problem.C), problem.C_terminal, blocks(problem.F), jnp.ones((T, m), bool)
+    )
     rows = Unknowns(
         x=-jnp.concatenate([problem.c[:, :n], problem.c_terminal[None]]),
         u=-problem.c[:, n:],
@@ -90,7 +92,8 @@ def _lqr(problem: LinearQuadraticProblem, x0: Array, throw: bool) -> Solution:
 def _cost(problem: LinearQuadraticProblem, z: Unknowns) -> Array:
     tau = jnp.concatenate([z.x[:-1], z.u], axis=1)
     x_T = z.x[-1]
-    running = 0.5 * jnp.einsum("ti,tij,tj->", tau, problem.C, tau) + jnp.sum(problem.c * tau)
+    C_tau = riccati.multiply_curvature(blocks(problem.C), tau)
+    running = 0.5 * jnp.sum(tau * C_tau) + jnp.sum(problem.c * tau)
     return running + 0.5 * x_T @ problem.C_terminal @ x_T + problem.c_terminal @ x_T
 
 

@@ -109,7 +109,7 @@ def dispatch(compiled: Callable, in_jax: Callable, controls: int, *args: Any) ->
 
 def factor(H: Array, H_N: Array, F: Array, free: Array) -> tuple[Array, ...]:
     """`K, V, L, pivots` of `riccati.factor`."""
-    T, n, m = _sizes(F)
+    T, n, m = _sizes(F, free)
     return _call("factor", _factors(T, n, m), H, H_N, F, free)
 
 
@@ -117,7 +117,7 @@ def factor_solve(
     H: Array, H_N: Array, F: Array, free: Array, g: Array, g_N: Array, r: Array
 ) -> tuple[Array, ...]:
     """`K, V, L, pivots` and `x, u, costate` of `riccati.solve`, reading the data once."""
-    T, n, m = _sizes(F)
+    T, n, m = _sizes(F, free)
     shapes = _factors(T, n, m) + _unknowns(T, n, m)
     return _call("factor_solve", shapes, H, H_N, F, free, g, g_N, r)
 
@@ -126,7 +126,7 @@ def solve(
     F: Array, free: Array, K: Array, V: Array, L: Array, g: Array, g_N: Array, r: Array
 ) -> tuple[Array, ...]:
     """`x, u, costate` of `riccati.solve`."""
-    return _call("solve", _unknowns(*_sizes(F)), F, free, K, V, L, g, g_N, r)
+    return _call("solve", _unknowns(*_sizes(F, free)), F, free, K, V, L, g, g_N, r)
 
 
 def sweep(
@@ -143,7 +143,7 @@ def sweep(
     wanted: Array,
 ) -> tuple[Array, ...]:
     """`K, k, linear, quadratic, positive` of `box_sweep.sweep`."""
-    T, n, m = _sizes(F)
+    T, n, m = _sizes(F, lower)
     dtype = F.dtype
     results = [jax.ShapeDtypeStruct(s, dtype) for s in ((T, m, n), (T, m), (), ())]
     results.append(jax.ShapeDtypeStruct((), jnp.bool_))
@@ -161,9 +161,10 @@ def outer(scale: float, p: Array, q: Array, r: Array, s: Array) -> Array:
     return call(p, q, r, s, scale=np.float64(scale))
 
 
-def _sizes(F: Array) -> tuple[int, int, int]:
-    T, n, nm = F.shape
-    return T, n, nm - n
+def _sizes(F: Array, controls: Array) -> tuple[int, int, int]:
+    """`T, n, m`; `F` may have only one stage for all, but not what belongs to the controls."""
+    T, m = controls.shape
+    return T, F.shape[1], m
 
 
 def _factors(T: int, n: int, m: int) -> tuple[tuple[int, ...], ...]:

@@ -34,12 +34,16 @@ from .products import curvature_product, dynamics_products
 class System(eqx.Module):
     """The matrix: blocks of the stages and which controls are free.
 
+    `H` has shape `(T, nm, nm)`, or `(T, nm)` where only diagonals are given; `F` has shape
+    `(T, n, nm)`. Blocks that are the same at every stage may be given once, with a first axis of
+    one, and are read there without being repeated in memory.
+
     Here and below, axes `*B` are those of a stack that `jax.vmap` takes apart.
     """
 
-    H: Float[Array, "*B T nm nm"]
+    H: Float[Array, "..."]
     H_N: Float[Array, "*B n n"]
-    F: Float[Array, "*B T n nm"]
+    F: Float[Array, "..."]
     free: Bool[Array, "*B T m"]
 
 
@@ -92,6 +96,7 @@ def _factor_jvp(primals, tangents):
 def factor_in_jax(system: System) -> Factorisation:
     """`factor`, stage by stage."""
     n = system.H_N.shape[0]
+    system = written_out(system)
 
     def stage(V, inputs):
         H, F, free = inputs
@@ -108,6 +113,17 @@ def factor_in_jax(system: System) -> Factorisation:
     inputs = (symmetric(system.H), system.F, system.free)
     _, (K, V, L, pivots) = jax.lax.scan(stage, H_N, inputs, reverse=True)
     return Factorisation(K, jnp.concatenate([V, H_N[None]]), L, pivots)
+
+
+def written_out(system: System) -> System:
+    """The same with a full block for every stage."""
+    T, m = system.free.shape
+    n = system.H_N.shape[0]
+    H = system.H
+    if H.ndim == 2:
+        H = H[:, :, None] * jnp.eye(n + m, dtype=H.dtype)
+    H = jnp.broadcast_to(H, (T, n + m, n + m))
+    return System(H, system.H_N, jnp.broadcast_to(system.F, (T, n, n + m)), system.free)
 
 
 def solve(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknowns:
@@ -129,6 +145,7 @@ def solve(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknown
 def solve_in_jax(system: System, factors: Factorisation, rhs: RightHandSide) -> Unknowns:
     """`solve`, stage by stage."""
     n = system.H_N.shape[0]
+    system = written_out(system)
 
     def backward(v, inputs):
         F, free, K, V_next, L, g, r = inputs
@@ -182,13 +199,18 @@ def full_product(system: System, unknowns: Unknowns, n: int) -> Unknowns:
     """The matrix times a vector with every control treated as free."""
     tau = jnp.concatenate([unknowns.x[:-1], unknowns.u], axis=1)
     pulled, predicted = dynamics_products(system.F, unknowns.costate[1:], tau)
-    rows = curvature_product(system.H, tau) + pulled
+    rows = multiply_curvature(system.H, tau) + pulled
     last = symmetric(system.H_N) @ unknowns.x[-1]
     return Unknowns(
         jnp.concatenate([rows[:, :n], last[None]]) - unknowns.costate,
         rows[:, n:],
         jnp.concatenate([jnp.zeros_like(last)[None], predicted]) - unknowns.x,
     )
+
+
+def multiply_curvature(H: Float[Array, "..."], tau: Float[Array, "T nm"]) -> Float[Array, "T nm"]:
+    """`H tau` of every stage, for the blocks or diagonals of a `System`."""
+    return H * tau if H.ndim == 2 else curvature_product(H, tau)
 
 
 def right_hand_side(rows: Unknowns) -> RightHandSide:
