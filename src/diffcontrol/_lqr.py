@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from ._control_problem import check_concrete_values
 from ._kernel import riccati
-from ._kernel.riccati import System, Unknowns
+from ._kernel.riccati import RightHandSide, System, Unknowns
 from ._linear_quadratic import LinearQuadraticProblem, blocks
 from ._result import RESULTS, choose, succeeded
 from ._solution import Solution, Stats
@@ -65,12 +65,8 @@ def _lqr(problem: LinearQuadraticProblem, x0: Array, throw: bool) -> Solution:
     system = System(
         blocks(problem.C), problem.C_terminal, blocks(problem.F), jnp.ones((T, m), bool)
     )
-    rows = Unknowns(
-        x=-jnp.concatenate([problem.c[:, :n], problem.c_terminal[None]]),
-        u=-problem.c[:, n:],
-        costate=-jnp.concatenate([x0[None], problem.f]),
-    )
-    z, factors = riccati.factor_and_solve(system, rows)
+    rhs = RightHandSide(problem.c, problem.c_terminal, jnp.concatenate([x0[None], problem.f]))
+    z, factors = riccati.factor_and_solve(system, rhs)
     convex = jnp.all(factors.pivots > 0)
     result = choose(convex, RESULTS.successful, RESULTS.indefinite)
     result = choose(any_nan((problem, x0)), RESULTS.invalid_input, result)
@@ -82,7 +78,9 @@ def _lqr(problem: LinearQuadraticProblem, x0: Array, throw: bool) -> Solution:
         cost=_cost(problem, z),
         gains=riccati.gains(system, factors),
         result=result,
-        stats=without_cotangent(_stats(system, z, rows), jnp.sum(z.x) + jnp.sum(z.u), STATS_REFUSE),
+        stats=without_cotangent(
+            _stats(system, z, problem.c[:, n:]), jnp.sum(z.x) + jnp.sum(z.u), STATS_REFUSE
+        ),
     )
     if throw:
         solution = solution.result.error_if(solution, ~succeeded(solution.result))
@@ -97,11 +95,11 @@ def _cost(problem: LinearQuadraticProblem, z: Unknowns) -> Array:
     return running + 0.5 * x_T @ problem.C_terminal @ x_T + problem.c_terminal @ x_T
 
 
-def _stats(system: System, z: Unknowns, rows: Unknowns) -> Stats:
+def _stats(system: System, z: Unknowns, c_u: Array) -> Stats:
     """The stationarity by the same measure as of nonlinear problems, with the scale 1."""
-    system, z, rows = stop_gradient((system, z, rows))
-    raw = jnp.max(jnp.abs(riccati.multiply(system, z).u - rows.u))
-    scale = jnp.maximum(1.0, jnp.max(jnp.abs(rows.u)))
+    system, z, c_u = stop_gradient((system, z, c_u))
+    raw = jnp.max(jnp.abs(riccati.multiply(system, z).u + c_u))
+    scale = jnp.maximum(1.0, jnp.max(jnp.abs(c_u)))
     zero = jnp.zeros_like(raw)
     return Stats(
         iterations=jnp.ones((), jnp.int32),

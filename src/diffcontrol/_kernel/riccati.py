@@ -220,6 +220,14 @@ def right_hand_side(rows: Unknowns) -> RightHandSide:
     )
 
 
+def rows_of(rhs: RightHandSide) -> Unknowns:
+    """The inverse of `right_hand_side`."""
+    n = rhs.g_N.shape[0]
+    return Unknowns(
+        x=-jnp.concatenate([rhs.g[:, :n], rhs.g_N[None]]), u=-rhs.g[:, n:], costate=-rhs.r
+    )
+
+
 def solve_rows(system: System, factors: Factorisation, rows: Unknowns) -> Unknowns:
     """`multiply(system, .)` inverted: rows of held controls are their values."""
     solved = solve(system, factors, right_hand_side(rows))
@@ -248,35 +256,34 @@ def differentiable_solve(system: System, factors: Factorisation, rows: Unknowns)
 
 
 @jax.custom_jvp
-def factor_and_solve(system: System, rows: Unknowns) -> tuple[Unknowns, Factorisation]:
-    """`solve_rows` with a new factorisation, whose data are read once for both.
+def factor_and_solve(system: System, rhs: RightHandSide) -> tuple[Unknowns, Factorisation]:
+    """`solve` with a new factorisation, the data being read once for both.
 
     The unknowns have derivatives of every order. The factors are differentiated as constants.
     """
 
-    def compiled(system, rows):
-        rhs = right_hand_side(rows)
+    def compiled(system, rhs):
         out = native.factor_solve(
             system.H, system.H_N, system.F, system.free, rhs.g, rhs.g_N, rhs.r
         )
-        solved = Unknowns(*out[4:])
-        u = jnp.where(system.free, solved.u, rows.u)
-        return Unknowns(solved.x, u, solved.costate), Factorisation(*out[:4])
+        return Unknowns(*out[4:]), Factorisation(*out[:4])
 
-    def in_jax(system, rows):
+    def in_jax(system, rhs):
         factors = factor_in_jax(system)
-        return solve_rows(system, factors, rows), factors
+        return solve(system, factors, rhs), factors
 
-    return native.dispatch(compiled, in_jax, system.free.shape[-1], system, rows)
+    return native.dispatch(compiled, in_jax, system.free.shape[-1], system, rhs)
 
 
 @factor_and_solve.defjvp
 def _factor_and_solve_jvp(primals, tangents):
     # M z = rows, so M dz = d_rows - dM z.
-    (system, rows), (d_system, d_rows) = primals, tangents
-    z, factors = factor_and_solve(system, rows)
+    (system, rhs), (d_system, d_rhs) = primals, tangents
+    z, factors = factor_and_solve(system, rhs)
     constant = stop_gradient(factors)
     _, moved = jax.jvp(lambda system: multiply(system, z), (system,), (d_system,))
+    d_rows = rows_of(d_rhs)
+    d_rows = Unknowns(d_rows.x, jnp.where(system.free, d_rows.u, 0.0), d_rows.costate)
     d_z = differentiable_solve(system, constant, jax.tree.map(jnp.subtract, d_rows, moved))
     no_change = jax.tree.map(jnp.zeros_like, factors)
     return native.batch_first(((z, constant), (d_z, no_change)))
