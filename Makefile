@@ -64,11 +64,22 @@ test-slow: $(STAMP) ## run the slow tests only
 fuzz: $(STAMP) ## solve and differentiate 10,000 random problems
 	$(PY) -m tests.fuzz --problems 10000
 
-bench: $(STAMP) ## measure speed against mpc.pytorch, which is installed in .bench
-	@test -x .bench/bin/python || $(PY) -m venv .bench
-	@.bench/bin/python -c 'import mpc' 2>/dev/null || \
-		.bench/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0 'numpy<2' setuptools mpc
-	$(PY) -m benchmarks
+bench: $(STAMP) ## measure speed against the peers, which are installed under .bench (BENCH=--quick)
+	@for environment in mpc more; do \
+		test -x .bench/$$environment/bin/python || $(PY) -m venv .bench/$$environment || exit 1; \
+	done
+	@install() { \
+		.bench/$$1/bin/python -c "import $$2" 2>/dev/null && return; \
+		environment=$$1 name=$$2; shift 2; \
+		.bench/$$environment/bin/python -m pip install --disable-pip-version-check -q "$$@" \
+			>.bench/$$name.log 2>&1 || echo "$$name cannot be installed, see .bench/$$name.log"; \
+	}; \
+	install mpc mpc torch==2.13.0 'numpy<2' setuptools mpc; \
+	install more pypose torch==2.13.0 pypose==0.9.5; \
+	install more qpax qpax==0.1.4; \
+	install more crocoddyl crocoddyl==3.2.1; \
+	install more cvxpylayers torch==2.13.0 cvxpylayers==1.2.0
+	$(PY) -m benchmarks $(BENCH)
 
 SANITISE := -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra \
 	-Wno-psabi -Wno-ignored-attributes

@@ -1,220 +1,155 @@
-"""Peers in one run, taking turns: `python -m benchmarks [--quick] [--out FOLDER]`, `make bench`.
+"""Peers in one run, taking turns: `make bench`, or `python -m benchmarks --help`. On Linux.
 
-Every peer is a process of its own, bound to one core, with the same data (`cases.py`). Times are
-medians of the CPU time of a call. Answers to nonlinear problems are judged by one function: the
-raw projected gradient in float64. Results are JSON, CSV and a table in Markdown.
+Every peer is a process of its own, bound to the same cores, and gets the same data. Results are
+tables, JSON, CSV and pictures in a folder. All but the pictures are written after every case, and
+Ctrl-C keeps what is measured.
 """
 
 import argparse
-import csv
-import dataclasses
-import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+import jax
 
-from diffcontrol._cli.versions import versions
-
-from .cases import LQ, MPC, Case, data
-
-HERE = Path(__file__).parent
-WORKERS = {
-    "diffcontrol": ("ours.py", sys.executable),
-    "mpc.pytorch": ("mpc_pytorch.py", os.environ.get("BENCH_PYTHON", ".bench/bin/python")),
-}
-# Memory goes back and forth between the processes and the system otherwise, for all peers alike:
-# a page costs a microsecond, and results of 20 MB are new pages every time.
-_KEEP_MEMORY = "glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=4294967296"
-_KEEP_MEMORY += ":glibc.malloc.mmap_threshold=4294967296:glibc.malloc.top_pad=134217728"
+from . import gate, limits, machine, plots, report
+from .cases import FULL, QUICK, Case
+from .measure import measure
+from .peers import MAIN, MORE, available
+from .published import stand_ins
+from .scaling import scaling, sweeps
 
 
-class Peer:
-    """A worker process."""
-
-    def __init__(self, name: str):
-        script, python = WORKERS[name]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "DIFFCONTROL_THREADS": "1",
-            "GLIBC_TUNABLES": _KEEP_MEMORY,
-        }
-        self.name = name
-        self.process = subprocess.Popen(
-            [python, str(HERE / "workers" / script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-
-    def ask(self, **order) -> dict:
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else {"error": "the process ended"}
-
-    def stop(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def measure(case: Case, rounds: int, folder: Path) -> list[dict]:
-    """One row a peer."""
-    arrays = folder / "case.npz"
-    np.savez(arrays, **data(case))
-    rows, ready = [], []
-    for name in WORKERS:
-        peer = Peer(name)
-        reply = peer.ask(case=dataclasses.asdict(case), arrays=str(arrays))
-        row = {"case": case.name, "peer": name, "first_call_s": reply.get("seconds")}
-        rows.append(row)
-        if "error" in reply:
-            row["error"] = reply["error"]
-        else:
-            ready.append((peer, row))
-    for what in ("forward", "forward+backward"):
-        times = {peer.name: [] for peer, _ in ready}
-        counts = {}
-        for peer, _ in ready:
-            once = peer.ask(run=what, times=1)["wall"]
-            counts[peer.name] = max(1, min(200, int(0.05 / once)))
-            times[peer.name].append(once)
-        for _ in range(rounds):
-            for peer, _ in ready:
-                if times[peer.name][0] > 5 and len(times[peer.name]) > 2:
-                    continue  # minutes for one number
-                times[peer.name].append(peer.ask(run=what, times=counts[peer.name])["cpu"])
-        for peer, row in ready:
-            row[what] = float(np.median(times[peer.name][1:]))
-    for peer, row in ready:
-        answer = folder / f"{peer.name}.npz"
-        if not peer.ask(answer=str(answer)):
-            row.update(judge(case, np.load(answer), np.load(arrays)))
-        peer.stop()
-    return rows
-
-
-def judge(case: Case, answer, arrays) -> dict:
-    """Mean cost and worst raw projected gradient of the controls, in float64."""
-    import jax
-    import jax.numpy as jnp
-
-    from diffcontrol import systems
-
-    controls = jnp.asarray(answer["controls"], float)
-    if case.kind == "lq":
-        return {}
-    problem = getattr(systems, case.kind).problem(horizon=case.T)
-    lower, upper = problem.control_bounds.lower, problem.control_bounds.upper
-
-    def cost(u, x0):
-        def advance(x, u):
-            return problem.dynamics(x, u, 0), problem.stage_cost(x, u, 0)
-
-        return jnp.sum(jax.lax.scan(advance, x0, u)[1])
-
-    def both(u, x0):
-        u = jnp.clip(u, lower, upper)
-        value, slope = jax.value_and_grad(cost)(u, x0)
-        return value, jnp.max(jnp.abs(jnp.clip(u - slope, lower, upper) - u))
-
-    values, projected = jax.jit(jax.vmap(both))(controls, jnp.asarray(arrays["x0"]))
-    found = {"mean_cost": float(values.mean()), "projected_gradient": float(projected.max())}
-    if "iterations" in answer:
-        found["iterations"] = float(np.mean(answer["iterations"]))
-    return found
-
-
-def limits() -> dict:
-    """What one core of this machine can do: NumPy's matrix product, and copies of two sizes."""
-    rng = np.random.default_rng(0)
-    square = rng.standard_normal((1024, 1024))
-
-    def best(function, repeats=7):
-        seconds = []
-        for _ in range(repeats):
-            started = time.process_time()
-            function()
-            seconds.append(time.process_time() - started)
-        return min(seconds)
-
-    found = {"gflops": 2 * 1024**3 / best(lambda: square @ square) / 1e9}
-    for name, count in (("l3", 1 << 20), ("memory", 1 << 25)):
-        source, target = np.ones(count), np.ones(count)
-        times = 64 if name == "l3" else 1
-        run = lambda s=source, t=target, k=times: [np.copyto(t, s) for _ in range(k)]
-        found[f"{name}_gb_s"] = 2 * 8 * count * times / best(run) / 1e9
-    return found
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown, with the ratio to diffcontrol."""
-    ours = {row["case"]: row for row in rows if row["peer"] == "diffcontrol"}
-    lines = [
-        "| case | peer | forward [ms] | forward+backward [ms] | x diffcontrol | mean cost "
-        "| projected gradient | first call [s] |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        if "error" in row:
-            lines.append(f"| {row['case']} | {row['peer']} | {row['error']} | | | | | |")
-            continue
-        ratio = row["forward+backward"] / ours[row["case"]]["forward+backward"]
-        lines.append(
-            f"| {row['case']} | {row['peer']} | {1e3 * row['forward']:.3f} "
-            f"| {1e3 * row['forward+backward']:.3f} | {ratio:.0f} "
-            f"| {_number(row, 'mean_cost', '.6f')} | {_number(row, 'projected_gradient', '.0e')} "
-            f"| {row['first_call_s']:.1f} |"
-        )
-    return "\n".join(lines)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _number(row: dict, name: str, form: str) -> str:
-    return format(row[name], form) if name in row else ""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the linear-quadratic cases only")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
-    arguments = parser.parse_args()
-    import jax
-
+def main() -> int:
+    arguments = _arguments()
     jax.config.update("jax_enable_x64", True)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for case in LQ if arguments.quick else LQ + MPC:
-            rows += measure(case, arguments.rounds, Path(folder))
-            print(table(rows[-len(WORKERS) :]).split("\n", 2)[2], flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    machine = {"processor": _processor(), "commit": commit.strip(), **versions(), **limits()}
-    print(machine)
-    report = {"machine": machine, "rows": rows}
-    (arguments.out / "benchmark.json").write_text(json.dumps(report, indent=1))
-    (arguments.out / "benchmark.md").write_text(table(rows) + "\n")
-    with open(arguments.out / "benchmark.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, sorted({key for row in rows for key in row}))
-        writer.writeheader()
-        writer.writerows(rows)
+    results: dict = {"machine": {}, "limits": {}, "peers": {}, "rows": [], "scaling": []}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _run(results, arguments.quick, arguments.rounds, Path(folder), arguments.out)
+    except KeyboardInterrupt:
+        print("\nstopped: what is measured so far is kept")
+        return 130
+    finally:
+        _write(results, arguments.out)
+        print(f"results in {arguments.out}")
+    if arguments.write_baseline:
+        gate.write_baseline(results["rows"], results["machine"], arguments.write_baseline)
+        print(f"baseline written to {arguments.write_baseline}")
+    if arguments.gate:
+        slower, compared = gate.regressions(results["rows"], arguments.gate)
+        for line in slower or ["nothing has become slower"]:
+            print(f"gate: {line}")
+        print(f"gate: {compared} ratios compared with {arguments.gate}")
+        return 1 if slower else 0
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure diffcontrol against its peers, in one run.",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="three cases, the main peers: about two minutes"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="turns of every peer (default: 7)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder for results"
+    )
+    for option, text in (
+        ("--gate", "fail if a ratio to a peer has fallen below 0.8 of the baseline in FILE"),
+        ("--write-baseline", "keep the ratios of this run in FILE"),
+    ):
+        parser.add_argument(
+            option, type=Path, nargs="?", const=gate.BASELINE, metavar="FILE",
+            help=f"{text} (default: benchmarks/baseline.json)",
+        )  # fmt: skip
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if arguments.gate and not arguments.gate.exists():
+        parser.error(f"{arguments.gate} does not exist; --write-baseline makes it")
+    return arguments
+
+
+def _run(results: dict, quick: bool, rounds: int, folder: Path, out: Path) -> None:
+    """Fill in the results, as far as it gets."""
+    results["machine"] = machine.description()
+    peers, results["peers"] = available(MAIN if quick else MAIN + MORE)
+    for name, found in results["peers"].items():
+        if "error" in found:
+            print(f"{name} is not installed: {found['error']}", flush=True)
+    results["limits"] = limits.measured()
+    cases = _possible(QUICK if quick else FULL)
+    points = [] if quick else [case for sweep in sweeps().values() for _, case in sweep]
+    clock = _Clock([_effort(case) for case in cases] + [_POINT for _ in points])
+    for case in cases:
+        few = [peer for peer in peers if case.threads == 1 or peer in MAIN]
+        rows = measure(case, few, rounds, folder)
+        if case.kind == "lq" and case.threads == 1:
+            results["rows"].append(_bound(case, results["limits"]))
+        results["rows"] += rows + stand_ins(case, rows)
+        report.write(results, out)
+        cores = "one core" if case.threads == 1 else f"{case.threads} cores"
+        clock.tick(f"{case.name}, {cores}")
+    if not quick:
+        for row in scaling(rounds, folder):
+            results["scaling"].append(row)
+            clock.tick(f"growth of {row['kind']} with {row['sweep']}: {row['value']}")
+
+
+def _possible(cases: list[Case]) -> list[Case]:
+    cores = len(os.sched_getaffinity(0))
+    if any(case.threads > cores for case in cases):
+        print(f"only {cores} core: the cases with more are left out")
+    return [case for case in cases if case.threads <= cores]
+
+
+def _bound(case: Case, measured: dict) -> dict:
+    forward, both = limits.lower_bounds(case, measured)
+    row = {"case": case.name, "peer": "lower bound", "threads": 1}
+    return {**row, "forward": forward, "forward+backward": both}
+
+
+def _write(results: dict, out: Path) -> None:
+    report.write(results, out)
+    if results["rows"]:
+        plots.ratios(results["rows"], out / "ratios.png")
+    if results["scaling"]:
+        plots.scaling(results["scaling"], out / "scaling.png")
+
+
+_POINT = 10.0  # a point of a curve takes about so long [s]
+
+
+def _effort(case: Case) -> float:
+    """About how long a case takes [s]; what is left is told from it and from what has passed."""
+    return {"lq": 40.0, "pendulum": 60.0, "cartpole": 100.0}[case.kind] / case.threads
+
+
+class _Clock:
+    """Says how far a run is, and how long it will go on."""
+
+    def __init__(self, efforts: list[float]):
+        self.efforts, self.done, self.started = efforts, 0, time.monotonic()
+
+    def tick(self, what: str) -> None:
+        self.done += 1
+        passed = time.monotonic() - self.started
+        pace = passed / sum(self.efforts[: self.done])
+        left = pace * sum(self.efforts[self.done :])
+        print(
+            f"[{self.done}/{len(self.efforts)}] {what}: {passed / 60:.1f} min, "
+            f"about {left / 60:.0f} min left",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

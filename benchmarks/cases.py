@@ -1,21 +1,34 @@
-"""What is measured: data as plain NumPy arrays, so that every peer gets the same numbers."""
+"""What is measured: batches of problems, as plain NumPy arrays that every peer gets alike.
+
+Linear-quadratic ("lq") problems are dense and time-varying, the systems are those of the DiffMPC
+paper with its costs, bounds and starts.
+"""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
-
-SHAPES = {"pendulum": (3, 1), "cartpole": (5, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A batch of problems. `kind` is "lq", or the name of a system."""
+    """A batch of problems, and what may be spent on it.
+
+    Attributes:
+        kind: "lq", "pendulum" or "cartpole".
+        n, m, T: states, controls, stages.
+        batch: number of problems.
+        threads: cores that a peer may use.
+        max_iterations: limit of a nonlinear solver, None for its own.
+    """
 
     kind: str
     n: int
     m: int
     T: int
     batch: int
+    threads: int = 1
+    max_iterations: int | None = None
 
     @property
     def name(self) -> str:
@@ -23,22 +36,40 @@ class Case:
         return f"{self.kind}{size} T={self.T} batch {self.batch}"
 
 
+def pendulum(batch: int, T: int = 20) -> Case:
+    return Case("pendulum", 3, 1, T, batch)
+
+
+def cartpole(batch: int, T: int = 25) -> Case:
+    return Case("cartpole", 5, 1, T, batch)
+
+
 LQ = [
     Case("lq", 3, 3, 5, 32),
     Case("lq", 4, 1, 20, 128),
+    Case("lq", 4, 1, 50, 1),
+    Case("lq", 4, 1, 50, 32),
     Case("lq", 4, 1, 50, 128),
+    Case("lq", 4, 1, 50, 1024),
     Case("lq", 12, 4, 50, 64),
     Case("lq", 32, 8, 100, 16),
 ]
-MPC = [
-    Case(system, *SHAPES[system], T, batch)
-    for system, T in (("pendulum", 20), ("cartpole", 25))
-    for batch in (1, 32, 128)
+MPC = [system(batch) for system in (pendulum, cartpole) for batch in (1, 32, 128, 1024)]
+TWO_THREADS = [
+    dataclasses.replace(case, threads=2)
+    for case in (*LQ, pendulum(128), cartpole(128))
+    if case.batch > 1
 ]
+FULL = LQ + MPC + TWO_THREADS
+QUICK = [LQ[0], LQ[4], pendulum(32)]
 
 
-def data(case: Case) -> dict[str, np.ndarray]:
-    """Arrays of a case, batch first; for systems the starts of the papers."""
+def data(case: Case) -> dict[str, Any]:
+    """The arrays of a case, batch first.
+
+    Of a linear-quadratic one: `C` `(B, T, n+m, n+m)`, `c`, `F`, `f`, `x0`, and the weights `wx`,
+    `wu` of the loss `sum(wx x) + sum(wu u)`. Of a system: `x0` `(B, n)`.
+    """
     rng = np.random.default_rng([case.n, case.T, case.batch])
     n, m, T, B = case.n, case.m, case.T, case.batch
     if case.kind == "lq":

@@ -1,23 +1,36 @@
 """mpc.pytorch (`mpc` on PyPI), with the settings of the DiffMPC paper's systems.
 
-Two things are mended at run time: `util.bdiag`, whose byte mask new versions of torch refuse, and
-the standard output. Linear-quadratic problems run one iteration, which solves them.
+Mended at run time: `util.bdiag`, whose byte mask new versions of torch refuse, so that backward
+with bounds ends in an error at batch 1. Linear-quadratic problems run one iteration, which solves
+them. Its gradient is that of the Gauss-Newton approximation, without second derivatives of the
+dynamics.
 """
+
+import os
 
 import numpy as np
 import torch
 from mpc import mpc, util
-from protocol import serve
+from protocol import Unable, serve
 
 util.bdiag = torch.diag_embed
+_LARGEST_BATCH = 128
 
 
 def prepare(case, arrays):
-    return _lq(case, arrays) if case["kind"] == "lq" else _mpc(case, arrays)
+    if case["kind"] == "lq":
+        return _lq(case, arrays)
+    if case["batch"] > _LARGEST_BATCH:
+        raise Unable(f"left out: minutes a call beyond batch {_LARGEST_BATCH}")
+    return _mpc(case, arrays)
 
 
 def _time_first(array):
     return torch.tensor(np.ascontiguousarray(np.swapaxes(array, 0, 1)))
+
+
+def _batch_first(tensor):
+    return tensor.detach().numpy().swapaxes(0, 1)
 
 
 def _lq(case, arrays):
@@ -44,11 +57,18 @@ def _lq(case, arrays):
         x, u = solve(*leaves)
         return torch.autograd.grad((wx * x).sum() + (wu * u).sum(), leaves)
 
-    return {
-        "forward": forward,
-        "forward+backward": both,
-        "answer": lambda: {"controls": forward()[1].numpy().swapaxes(0, 1)},
-    }
+    def answer(results):
+        dC, dc, dF, df, dx0 = results["forward+backward"]
+        return {
+            "controls": _batch_first(results["forward"][1]),
+            "dC": _batch_first(dC),
+            "dc": _batch_first(dc),
+            "dF": _batch_first(dF),
+            "df": _batch_first(df),
+            "dx0": dx0.numpy(),
+        }
+
+    return {"forward": forward, "forward+backward": both, "answer": answer}
 
 
 class Pendulum(torch.nn.Module):
@@ -98,23 +118,34 @@ class Cartpole(torch.nn.Module):
         )
 
 
+class CountingMPC(mpc.MPC):
+    """Knows how many iterations it ran; all problems of a batch run as many."""
+
+    iterations = 0
+
+    def solve_lqr_subproblem(self, *arguments, no_op_forward=False, **named):
+        self.iterations += not no_op_forward  # the last call only attaches the gradient
+        return super().solve_lqr_subproblem(*arguments, no_op_forward=no_op_forward, **named)
+
+
 def _mpc(case, arrays):
     model = {"pendulum": Pendulum, "cartpole": Cartpole}[case["kind"]]()
     x0 = torch.tensor(arrays["x0"])
     T, B, n = case["T"], case["batch"], case["n"]
     weights = torch.tensor([*model.weights, model.penalty])
-    linear = torch.cat((-weights[:n] * torch.tensor(model.goal), torch.zeros(1)))
+    goal = torch.tensor(model.goal)
+    linear = torch.cat((-weights[:n] * goal, torch.zeros(1)))
     C = torch.diag(weights)[None, None].repeat(T, B, 1, 1)
     c = linear[None, None].repeat(T, B, 1)
 
     def solve(C, c):
-        controller = mpc.MPC(
+        controller = CountingMPC(
             n, 1, T, u_lower=-model.bound, u_upper=model.bound, lqr_iter=500, verbose=-1,
             n_batch=B, grad_method=mpc.GradMethods.AUTO_DIFF, exit_unconverged=False,
             detach_unconverged=False, **model.settings,
         )  # fmt: skip
         x, u, _ = controller(x0, mpc.QuadCost(C, c), model)
-        return x, u
+        return x, u, controller.iterations
 
     def forward():  # its own derivatives of the dynamics need gradients switched on
         return solve(C, c)
@@ -122,19 +153,30 @@ def _mpc(case, arrays):
     def both():
         leaves = C.detach().requires_grad_(), c.detach().requires_grad_()
         model.parameters_ = model.parameters_.detach().requires_grad_()
-        x, u = solve(*leaves)
+        x, u, _ = solve(*leaves)
         out = torch.autograd.grad((x**2).mean() + (u**2).mean(), (*leaves, model.parameters_))
         model.parameters_ = model.parameters_.detach()
         return out
 
-    return {
-        "forward": forward,
-        "forward+backward": both,
-        "answer": lambda: {"controls": forward()[1].detach().numpy().swapaxes(0, 1)},
-    }
+    def answer(results):
+        _, u, iterations = results["forward"]
+        dC, dc, dparameters = results["forward+backward"]
+        # 1/2 w (tau - goal)^2 is C = diag(w), c = -w goal, up to a constant.
+        dq, dp = dC.sum((0, 1)).diagonal(), dc.sum((0, 1))[:n]
+        dweights = dq.clone()
+        dweights[:n] -= goal * dp
+        return {
+            "controls": _batch_first(u),
+            "iterations": iterations,
+            "dweights": dweights.numpy(),
+            "dgoal": (-weights[:n] * dp).numpy(),
+            "ddynamics": dparameters.numpy(),
+        }
+
+    return {"forward": forward, "forward+backward": both, "answer": answer}
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_default_dtype(torch.float64)
-    serve(prepare)
+    serve(prepare, "mpc", "torch", "numpy")

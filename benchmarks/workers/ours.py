@@ -1,4 +1,4 @@
-"""diffcontrol."""
+"""diffcontrol. With `DIFFCONTROL_KERNEL=jax` in the environment, without its compiled kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,21 @@ from protocol import serve
 import diffcontrol as dc
 from diffcontrol.systems import cartpole, pendulum
 
+# The raw projected gradient that every answer must reach is 1e-6. The solver's own measure divides
+# it by a scale, which is about 30 at most for these systems.
+TOLERANCE = 1e-6 / 30
+
 
 def prepare(case, arrays):
     if case["kind"] == "lq":
         return _lq(arrays)
-    return _mpc({"pendulum": pendulum, "cartpole": cartpole}[case["kind"]], case["T"], arrays)
+    return _mpc({"pendulum": pendulum, "cartpole": cartpole}[case["kind"]], case, arrays)
 
 
 def _lq(arrays):
     data = {name: jnp.asarray(array) for name, array in arrays.items()}
-    inputs = tuple(data[name] for name in ("C", "c", "F", "f", "x0"))
+    names = ("C", "c", "F", "f", "x0")
+    inputs = tuple(data[name] for name in names)
 
     def solve(C, c, F, f, x0):
         solution = dc.lqr(dc.LinearQuadraticProblem(C, c, F, f), x0, throw=False)
@@ -28,20 +33,24 @@ def _lq(arrays):
 
     forward = jax.jit(jax.vmap(solve))
     both = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))
+
+    def answer(results):
+        gradients = zip(names, results["forward+backward"], strict=True)
+        return {"controls": results["forward"][1], **{f"d{name}": g for name, g in gradients}}
+
     return {
         "forward": lambda: jax.block_until_ready(forward(*inputs)),
         "forward+backward": lambda: jax.block_until_ready(both(*inputs)),
-        "answer": lambda: {
-            "controls": forward(*inputs)[1],
-            **{f"d{k}": g for k, g in zip(("C", "c", "F", "f", "x0"), both(*inputs), strict=True)},
-        },
+        "answer": answer,
+        "memory": lambda: _memory(both, *inputs),
     }
 
 
-def _mpc(system, T, arrays):
+def _mpc(system, case, arrays):
     x0s = jnp.asarray(arrays["x0"])
-    start = system.problem(horizon=T)
-    solver = dc.DDP(tolerance=1e-6 / 30)  # relative; the raw measure divides by at most about 30
+    start = system.problem(horizon=case["T"])
+    limit = case["max_iterations"]
+    solver = dc.DDP(tolerance=TOLERANCE, **({} if limit is None else {"max_iterations": limit}))
 
     def solve(problem, x0):
         solution = dc.solve(problem, x0, solver, throw=False)
@@ -51,7 +60,7 @@ def _mpc(system, T, arrays):
         problem = dc.ControlProblem(
             dynamics=dynamics,
             stage_cost=cost,
-            horizon=T,
+            horizon=case["T"],
             control_size=1,
             control_bounds=start.control_bounds,
         )
@@ -60,13 +69,32 @@ def _mpc(system, T, arrays):
 
     forward = jax.jit(lambda problem: jax.vmap(lambda x0: solve(problem, x0))(x0s))
     both = jax.jit(jax.grad(loss, argnums=(0, 1)))
+
+    def answer(results):
+        _, controls, iterations = results["forward"]
+        dynamics, cost = results["forward+backward"]
+        return {
+            "controls": controls,
+            "iterations": iterations,
+            "dweights": cost.weights,
+            "dgoal": cost.goal,
+            "ddynamics": jnp.stack(jax.tree.leaves(dynamics)),
+        }
+
     return {
         "forward": lambda: jax.block_until_ready(forward(start)),
         "forward+backward": lambda: jax.block_until_ready(both(start.dynamics, start.stage_cost)),
-        "answer": lambda: {"controls": forward(start)[1], "iterations": forward(start)[2]},
+        "answer": answer,
+        "memory": lambda: _memory(both, start.dynamics, start.stage_cost),
     }
+
+
+def _memory(function, *inputs):
+    """What the compiled gradient allocates, exactly [MB]: its results and all in between."""
+    found = function.lower(*inputs).compile().memory_analysis()
+    return {"memory_mb": (found.temp_size_in_bytes + found.output_size_in_bytes) / 1e6}
 
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    serve(prepare)
+    serve(prepare, "diffcontrol", "jax", "jaxlib", "equinox", "numpy")
