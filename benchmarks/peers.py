@@ -79,6 +79,7 @@ class Worker:
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "DIFFCONTROL_THREADS": str(threads),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={threads}",
             "GLIBC_TUNABLES": _KEEP_MEMORY,
             "JAX_ENABLE_COMPILATION_CACHE": "false",  # first calls are cold
             **dict(peer.environment),

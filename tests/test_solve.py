@@ -340,6 +340,7 @@ ONE = jnp.ones(1)
 # What leads to each outcome: a problem, an initial state and a solver.
 OUTCOMES = {
     "successful": (scalar_problem(), ONE, dc.DDP()),
+    "fixed_iterations": (scalar_problem(), ONE, dc.DDP(fixed_iterations=1)),
     "not_converged": (
         scalar_problem(lambda x, u, t: x + jnp.sin(3 * u) * (1 + x**2)),
         ONE,

@@ -51,24 +51,52 @@ def _mpc(system, case, arrays):
     start = system.problem(horizon=case["T"])
     limit = case["max_iterations"]
     solver = dc.DDP(tolerance=TOLERANCE, **({} if limit is None else {"max_iterations": limit}))
+    guesses = jnp.zeros((len(x0s), case["T"], 1))
+    if case["from_solution"]:
+        found = jax.jit(jax.vmap(lambda x0: dc.solve(start, x0, throw=False).controls))
+        guesses, solver = found(x0s), dc.DDP(fixed_iterations=limit)
 
-    def solve(problem, x0):
-        solution = dc.solve(problem, x0, solver, throw=False)
-        return solution.states, solution.controls, solution.stats.iterations
+    # The samples are shared out among as many devices as there are cores; see `peers.py`.
+    mesh = jax.make_mesh((case["threads"],), ("batch",))
+    everywhere, parts = jax.P(), jax.P("batch")
 
-    def loss(dynamics, cost):
-        problem = dc.ControlProblem(
-            dynamics=dynamics,
-            stage_cost=cost,
-            horizon=case["T"],
-            control_size=1,
-            control_bounds=start.control_bounds,
+    def on_every_core(function, out_specs):
+        return jax.jit(
+            jax.shard_map(
+                function,
+                mesh=mesh,
+                in_specs=(everywhere, parts, parts),
+                out_specs=out_specs,
+                check_vma=False,
+            )
         )
-        x, u, _ = jax.vmap(lambda x0: solve(problem, x0))(x0s)
-        return jnp.mean(x[:, :-1] ** 2) + jnp.mean(u**2)
 
-    forward = jax.jit(lambda problem: jax.vmap(lambda x0: solve(problem, x0))(x0s))
-    both = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    def solve(problem, x0s, guesses):
+        def one(x0, guess):
+            solution = dc.solve(problem, x0, solver, guess=guess, throw=False)
+            return solution.states, solution.controls, solution.stats.iterations
+
+        return jax.vmap(one)(x0s, guesses)
+
+    def gradient(learned, x0s, guesses):
+        def loss(learned):
+            dynamics, cost = learned
+            problem = dc.ControlProblem(
+                dynamics=dynamics,
+                stage_cost=cost,
+                horizon=case["T"],
+                control_size=1,
+                control_bounds=start.control_bounds,
+            )
+            x, u, _ = solve(problem, x0s, guesses)
+            return jnp.mean(x[:, :-1] ** 2) + jnp.mean(u**2)
+
+        return jax.lax.pmean(jax.grad(loss)(learned), "batch")
+
+    forward, both = on_every_core(solve, parts), on_every_core(gradient, everywhere)
+    x0s, guesses = jax.device_put((x0s, guesses), jax.NamedSharding(mesh, parts))
+    learned = start.dynamics, start.stage_cost
+    problem, learned = jax.device_put((start, learned), jax.NamedSharding(mesh, everywhere))
 
     def answer(results):
         _, controls, iterations = results["forward"]
@@ -82,10 +110,10 @@ def _mpc(system, case, arrays):
         }
 
     return {
-        "forward": lambda: jax.block_until_ready(forward(start)),
-        "forward+backward": lambda: jax.block_until_ready(both(start.dynamics, start.stage_cost)),
+        "forward": lambda: jax.block_until_ready(forward(problem, x0s, guesses)),
+        "forward+backward": lambda: jax.block_until_ready(both(learned, x0s, guesses)),
         "answer": answer,
-        "memory": lambda: _memory(both, start.dynamics, start.stage_cost),
+        "memory": lambda: _memory(both, learned, x0s, guesses),
     }
 
 

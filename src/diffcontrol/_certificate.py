@@ -95,6 +95,9 @@ class Certificate(eqx.Module):
 def certify(problem: ControlProblem, x0: Numbers, solution: Solution) -> Certificate:
     """Measure whether `solution` solves `problem` from `x0`, and whether its gradient holds.
 
+    The gradient is that of the optimality conditions. Of one by unrolling this says nothing, not
+    even where the point is stationary: that depends on how it was reached.
+
     Args:
         problem, x0: as given to `solve`.
         solution: states and controls are judged; costates are recomputed.

@@ -1,7 +1,7 @@
-"""What a solver is, and the two ways to run one: until it is done, or a fixed number of steps.
+"""What a solver is, and the two ways to run one: fast, or so that the run can be differentiated.
 
 A solver knows how to start, how to take one step and how to read the answer off its state. It
-holds no derivative: adjoints differentiate the optimality conditions, or the fixed run below.
+holds no derivative: adjoints differentiate the optimality conditions, or the second of the runs.
 """
 
 import abc
@@ -27,14 +27,15 @@ class Outcome(eqx.Module):
 
 
 class AbstractSolver(eqx.Module):
-    """An algorithm that looks for an optimal trajectory from a guess of the controls.
+    """An algorithm that looks for an optimal trajectory from a guess of the controls."""
 
-    `promises_stationarity` says whether a successful run satisfies the optimality conditions, so
-    that an implicit adjoint may differentiate them.
-    """
-
-    promises_stationarity: eqx.AbstractClassVar[bool]
     max_iterations: eqx.AbstractVar[int]
+
+    @property
+    @abc.abstractmethod
+    def promises_stationarity(self) -> bool:
+        """Whether a successful run satisfies the optimality conditions, so that an implicit adjoint
+        may differentiate them. A class that always does says so by a plain attribute."""
 
     @abc.abstractmethod
     def init(self, problem: StageProblem, x0: Array, controls: Float[Array, "T m"]) -> Any:
@@ -194,11 +195,14 @@ def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
 def run_fixed(
     solver: AbstractSolver, problem: StageProblem, x0: Array, controls: Array
 ) -> tuple[Point, Outcome]:
-    """A plain scan over `max_iterations` steps, with the state frozen once it says stop."""
+    """The same run as a scan of a fixed number of steps, the state frozen once it says stop.
+
+    One step more than iterations, since the first may be spent on the guess.
+    """
 
     def step(state, _):
         return select(state.running, solver.differentiable_step(problem, x0, state), state), None
 
     start = solver.init(problem, x0, controls)
-    state, _ = jax.lax.scan(step, start, length=solver.max_iterations)
+    state, _ = jax.lax.scan(step, start, length=solver.max_iterations + 1)
     return solver.finish(problem, x0, state)

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ._captured import remembered_jit
 from ._control_problem import ControlProblem, StageProblem, stage_problem
 from ._iterate import AbstractSolver
 from ._optimality import stage_costs
 from ._result import RESULTS, as_array
 from ._solution import Solution
-from ._solve import solve_from
+from ._solve import as_controls, initial_controls, solve_from
 from ._solver.ddp import DDP
 from ._trajectory import rollout, stages
 from ._tree import stop_gradient
@@ -53,7 +54,9 @@ class MPC(eqx.Module):
     only a guess, on which a converged solution does not depend).
 
     Each solve starts from the last solution moved on by one stage, as it is or with its feedback
-    gains applied to the deviation of the state, whichever is cheaper.
+    gains applied to the deviation of the state, whichever is cheaper. So a solver of one or two
+    `fixed_iterations` is mostly enough (real-time iteration): every call then takes the same time,
+    and derivatives hold the memory constant.
 
     Attributes:
         problem: what is solved at each step. Its callables see the absolute time `memory.time + k`
@@ -63,28 +66,34 @@ class MPC(eqx.Module):
         starts: further guesses, `(S, T, m)`, for problems with several minima. At every step they
             race against the warm start for a few iterations, and the cheapest is solved to the
             end. None for none.
+        guess: controls `(T, m)`, or an earlier `Solution`, from which the very first solve starts;
+            None is zero. With `fixed_iterations` give a solution, since few iterations from zero
+            lead nowhere.
 
     Raises:
-        TypeError: if `starts` is not made of real numbers.
-        ValueError: when called, if `starts` does not have shape `(S, T, m)`.
+        TypeError: if `starts` or `guess` is not made of real numbers.
+        ValueError: when called, if `starts` does not have shape `(S, T, m)`; from `init`, if
+            `guess` does not have shape `(T, m)`.
     """
 
     problem: ControlProblem
     solver: AbstractSolver = DDP()
     starts: Array | None = eqx.field(default=None, converter=_as_starts)
+    guess: Array | None = eqx.field(default=None, converter=as_controls)
 
     def init(self, x0: Numbers) -> MPCMemory:
-        """The memory before the first call: zero controls, time 0.
+        """The memory before the first call: the controls of `guess`, time 0.
 
         Args:
             x0: a state of the shape that calls will have, `(n,)`.
 
         Raises:
-            ValueError, TypeError: for a problem and an `x0` that do not fit together.
+            ValueError, TypeError: for a problem, an `x0` and a `guess` that do not fit together.
         """
         stage, x0 = stage_problem(self.problem, x0)
         T, n, m = stage.horizon, stage.state_size, stage.control_size
-        controls = jnp.clip(jnp.zeros((T, m), x0.dtype), stage.lower, stage.upper)
+        guess = initial_controls(stage, self.guess, x0.dtype)
+        controls = jnp.clip(guess, stage.lower, stage.upper)
         return stop_gradient(
             MPCMemory(
                 states=jnp.broadcast_to(x0, (T + 1, n)),
@@ -112,8 +121,7 @@ class MPC(eqx.Module):
             ValueError, TypeError: for arguments that do not fit together, as from `solve`; or a
                 memory made for another horizon or other sizes.
         """
-        solution = self.plan(x, memory, problem)
-        return solution.controls[0], stop_gradient(_shift(solution, memory))
+        return _act(self, as_floats("x", x), memory, problem)
 
     def plan(
         self, x: Numbers, memory: MPCMemory, problem: ControlProblem | None = None
@@ -122,10 +130,7 @@ class MPC(eqx.Module):
 
         Arguments and errors are those of a call.
         """
-        problem = self.problem if problem is None else problem
-        x = as_floats("x", x)
-        guess = self._guess(*stop_gradient((problem, x, memory)))
-        return solve_from(problem, x, memory.time, self.solver, guess)
+        return _plan(self, as_floats("x", x), memory, problem)
 
     def _guess(self, problem: ControlProblem, x: Array, memory: MPCMemory) -> Array:
         """Controls to start from; which are chosen has no derivative."""
@@ -155,6 +160,21 @@ class MPC(eqx.Module):
         )
         cost = jnp.where(jnp.isfinite(solutions.cost), solutions.cost, jnp.inf)
         return stop_gradient(solutions.controls)[jnp.argmin(cost)]
+
+
+@remembered_jit
+def _plan(controller: MPC, x: Array, memory: MPCMemory, problem: ControlProblem | None) -> Solution:
+    problem = controller.problem if problem is None else problem
+    guess = controller._guess(*stop_gradient((problem, x, memory)))
+    return solve_from(problem, x, memory.time, controller.solver, guess)
+
+
+@remembered_jit
+def _act(
+    controller: MPC, x: Array, memory: MPCMemory, problem: ControlProblem | None
+) -> tuple[Array, MPCMemory]:
+    solution = _plan(controller, x, memory, problem)
+    return solution.controls[0], stop_gradient(_shift(solution, memory))
 
 
 def _warm_start(problem: StageProblem, x: Array, memory: MPCMemory) -> Array:

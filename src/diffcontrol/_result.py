@@ -15,6 +15,10 @@ class RESULTS(eqx.Enumeration):
     """
 
     successful = "Solved to the tolerance."
+    fixed_iterations = (
+        "The iterations that were asked for were run; nothing was promised about where they lead. "
+        "`solution.stats.stationarity` says how far they came."
+    )
     not_converged = (
         "The solver stopped before its tolerance was met. Allow more iterations, start from a "
         "better guess, scale the cost, or smooth kinks in dynamics and cost; "
@@ -50,8 +54,8 @@ def as_array(result: Any) -> Any:
 
 
 def succeeded(result: Any) -> Bool[Array, "..."]:
-    """Whether a result is a success."""
-    return result == RESULTS.successful
+    """Whether a result is what was asked for: an optimum, or so many iterations."""
+    return (result == RESULTS.successful) | (result == RESULTS.fixed_iterations)
 
 
 def sentence(result: Any) -> str:

@@ -47,7 +47,7 @@ def simulate(policy: Policy | Callable, plant: Callable, x0: Numbers, steps: int
 
     Returns:
         States `(steps+1, n)`, controls `(steps, m)`, and the policy's memory after every step. Of
-        an `MPC`, `memory.result` so says of each step whether its solve succeeded.
+        an `MPC`, `memory.result` so says of each step how its solve ended.
 
     Raises:
         TypeError: for an `x0` that is not made of real numbers.

@@ -61,8 +61,7 @@ def solve(
     """
     solver, adjoint = _check_algorithms(solver, adjoint, key)
     x0 = as_floats("x0", x0)
-    controls = guess.controls if isinstance(guess, Solution) else guess
-    controls = None if controls is None else as_floats("guess", controls)
+    controls = as_controls(guess)
     for name, values in (("problem", problem), ("x0", x0), ("guess", controls)):
         check_concrete_values(name, values)
     if isinstance(problem, ControlProblem) and problem.control_bounds is not None:
@@ -70,6 +69,12 @@ def solve(
     if not isinstance(throw, bool):
         raise TypeError(f"`throw` must be True or False, got {throw!r}.")
     return _solve(problem, x0, solver, controls, adjoint, throw, 0)
+
+
+def as_controls(guess: Numbers | Solution | None) -> Array | None:
+    """The controls of a guess."""
+    controls = guess.controls if isinstance(guess, Solution) else guess
+    return None if controls is None else as_floats("guess", controls)
 
 
 def solve_from(
@@ -87,7 +92,7 @@ def solve_from(
 @remembered_jit
 def _solve(problem, x0, solver, controls, adjoint, throw, start) -> Solution:
     stages, x0 = stage_problem(problem, x0, start)
-    controls = _initial_controls(stages, controls, x0.dtype)
+    controls = initial_controls(stages, controls, x0.dtype)
     solved = adjoint.solve(
         stages,
         x0,
@@ -137,13 +142,14 @@ def _check_algorithms(solver, adjoint, key) -> tuple[AbstractSolver, AbstractAdj
         raise TypeError(f"`adjoint` must be an adjoint such as ImplicitAdjoint(), got {adjoint!r}.")
     if adjoint.needs_stationarity and not solver.promises_stationarity:
         raise ValueError(
-            f"{type(adjoint).__name__} differentiates the optimality conditions, but "
-            f"{type(solver).__name__} does not promise to satisfy them. Use UnrolledAdjoint()."
+            f"{type(adjoint).__name__} differentiates the optimality conditions, but {solver} "
+            "does not promise to satisfy them. Use UnrolledAdjoint()."
         )
     return solver, adjoint
 
 
-def _initial_controls(problem: StageProblem, controls, dtype) -> Float[Array, "T m"]:
+def initial_controls(problem: StageProblem, controls, dtype) -> Float[Array, "T m"]:
+    """Controls that were given as a guess, checked; zero for None."""
     shape = (problem.horizon, problem.control_size)
     if controls is None:
         return jnp.zeros(shape, dtype)

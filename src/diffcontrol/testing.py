@@ -232,9 +232,13 @@ def _python_numbers(problem: ControlProblem) -> list[str]:
 def check_solver(solver: AbstractSolver, starts: int = 8) -> None:
     """Raise `AssertionError` if a solver calls something solved that is not.
 
-    Solves the library's small systems from several starts; every success must be stationary,
-    feasible and a minimum by the certificate, and most starts must succeed.
+    Solves the library's small systems from several starts. Most starts must succeed, and every
+    success must be feasible by the certificate; and if the solver promises stationarity, stationary
+    and a minimum.
     """
+    measures = ["dynamics_gap", "bound_violation"]
+    if solver.promises_stationarity:
+        measures.insert(0, "stationarity")
     for name, problem, system in _table():
         keys = jax.random.split(jax.random.key(0), starts)
         x0s = jax.vmap(system.start)(keys)
@@ -244,12 +248,12 @@ def check_solver(solver: AbstractSolver, starts: int = 8) -> None:
         limit = 1e-3 if solutions.states.dtype == jnp.float32 else 1e-6
         if good.mean() < 0.75:
             raise AssertionError(f"{name}: only {good.sum()} of {starts} starts are solved")
-        for measure in ("stationarity", "dynamics_gap", "bound_violation"):
+        for measure in measures:
             worst = np.max(np.asarray(getattr(c, measure))[good])
             if not worst <= limit:
                 raise AssertionError(f"{name}: solved samples have {measure} up to {worst:.1e}")
         curvature = np.min(np.asarray(c.smallest_curvature)[good])
-        if not curvature > 0:
+        if solver.promises_stationarity and not curvature > 0:
             raise AssertionError(
                 f"{name}: a solved sample is no minimum (curvature {curvature:.1e})"
             )

@@ -51,8 +51,8 @@ class AbstractAdjoint(eqx.Module):
 
         Args:
             problem, x0, controls: what to solve and the guess.
-            until_done: runs until convergence; has no derivative.
-            fixed: runs a fixed number of iterations; has derivatives.
+            until_done: runs until the solver says stop; has no derivative.
+            fixed: the same run in a fixed number of steps; has derivatives.
         """
 
 

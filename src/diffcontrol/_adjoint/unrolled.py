@@ -2,20 +2,37 @@
 
 from typing import ClassVar
 
-from .base import AbstractAdjoint, Solved, exact_factors
+import equinox as eqx
+import jax
+from jaxtyping import Array
+
+from .._control_problem import StageProblem
+from .base import AbstractAdjoint, Run, Solved, exact_factors
 
 
 class UnrolledAdjoint(AbstractAdjoint):
-    """Automatic differentiation through a fixed number of iterations.
+    """Automatic differentiation through the iterations.
 
-    Runs `max_iterations` of the solver, finished samples frozen; time and memory of the backward
-    pass grow with that number. The derivative is that of what was computed: at a converged point
-    it approaches the exact one, before that it includes the dependence on the guess. For
-    comparison, and for planners that make no promise of stationarity.
+    The derivative is that of what was computed, and so includes the dependence on the guess. From
+    a guess near the solution one iteration of `DDP` gives nearly the exact derivative; but a solver
+    that tests for convergence takes none from there, so use `fixed_iterations`. Time and memory of
+    the backward pass grow with `max_iterations`; without differentiation it costs nothing.
     """
 
     needs_stationarity: ClassVar[bool] = False
 
     def solve(self, problem, x0, controls, *, until_done, fixed):
-        point, outcome = fixed(problem, x0, controls)
+        point, outcome = _run(problem, x0, controls, until_done, fixed)
         return Solved(point, outcome, exact_factors(problem, point))
+
+
+@eqx.filter_custom_jvp
+def _run(problem: StageProblem, x0: Array, controls: Array, until_done: Run, fixed: Run):
+    return until_done(problem, x0, controls)
+
+
+@_run.def_jvp
+def _run_jvp(primals, tangents):
+    problem, x0, controls, _, fixed = primals
+    (point, outcome), (d_point, _) = eqx.filter_jvp(fixed, (problem, x0, controls), tangents[:3])
+    return (point, outcome), (d_point, jax.tree.map(lambda _: None, outcome))

@@ -11,11 +11,15 @@ The sweep uses the exact Hessian of the Lagrangian (`exact`) where that is safe;
 attempt is made an iteration; after a rejected step the regularisation is raised and the next
 iteration tries again, so that in a batch no sample waits for another's retries.
 
+With `fixed_iterations` (real-time iteration) nothing stops the loop but NaN along the guess, and a
+step too small for the cost to resolve is taken as it is. It does no harm, since what it can cost is
+about the rounding of the cost, and without it the answer at a good guess would not depend on the
+problem: its derivative, by unrolling, would be zero. With it that derivative is the exact one where
+the guess already solves the problem, since DDP converges quadratically.
+
 What an iteration hands on is kept small, since in a batch it is copied every time: Hessians are
 computed where they are used and not carried along.
 """
-
-from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -88,13 +92,24 @@ class LoopState(eqx.Module):
 class BoxDDP(AbstractSolver):
     """The loop. `exact` tries the curvature of the dynamics before the sweep without it."""
 
-    promises_stationarity: ClassVar[bool] = True
     exact: eqx.AbstractClassVar[bool]
     tolerance: float | None = eqx.field(static=True, default=None)
     max_iterations: int = eqx.field(static=True, default=500)
+    fixed_iterations: int | None = eqx.field(static=True, default=None)
+
+    def __post_init__(self):
+        # One number says how long a run is, whoever asks.
+        if self.fixed_iterations is not None:
+            self.max_iterations = self.fixed_iterations
 
     def __check_init__(self):
-        check_settings(type(self).__name__, self.tolerance, self.max_iterations)
+        name = type(self).__name__
+        check_settings(name, self.tolerance, self.max_iterations, self.fixed_iterations)
+
+    @property
+    def promises_stationarity(self) -> bool:
+        """Whether a successful run has passed a test of convergence."""
+        return self.fixed_iterations is None
 
     def init(self, problem: StageProblem, x0: Array, controls: Array) -> LoopState:
         """Make the guess, clipped to the bounds, the first policy to follow."""
@@ -164,11 +179,12 @@ class BoxDDP(AbstractSolver):
     ) -> LoopState:
         """Keep where the policy led if that is better, and decide whether to go on."""
         first = state.iterations < 0
+        fixed = jnp.asarray(self.fixed_iterations is not None)
         there = first_order(problem, search.trial)
         finite = jnp.isfinite(search.trial.cost) & all_finite(there)
         usable = state.policy.positive & search.sufficient & finite
         closer = there.stationarity.relative < state.first_order.stationarity.relative
-        accepted = usable & (first | ~unresolved | closer)
+        accepted = usable & (first | ~unresolved | closer | fixed)
         trial, here = select(accepted, (search.trial, there), (state.trial, state.first_order))
 
         regularisation = select(first, state.regularisation, state.regularisation.adapted(accepted))
@@ -182,7 +198,9 @@ class BoxDDP(AbstractSolver):
         stuck = regularisation.mu > LARGEST
         result = choose(stalled, RESULTS.precision_limit, RESULTS.not_converged)
         result = choose(converged, RESULTS.successful, result)
+        result = choose(fixed, RESULTS.fixed_iterations, result)
         result = choose(unusable, RESULTS.non_finite, result)
+        done = unusable | (~fixed & (converged | stalled | stuck))
         return LoopState(
             trial=trial,
             first_order=here,
@@ -193,7 +211,7 @@ class BoxDDP(AbstractSolver):
             iterations=iterations,
             stalls=stalls,
             result=result,
-            running=~(unusable | converged | stalled | stuck) & (iterations < self.max_iterations),
+            running=~done & (iterations < self.max_iterations),
         )
 
     def improve(self, problem: StageProblem, state: LoopState, wanted: Array) -> Policy:

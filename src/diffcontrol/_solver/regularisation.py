@@ -28,7 +28,9 @@ class Regularisation(eqx.Module):
             jnp.maximum(_FACTOR, self.change * _FACTOR),
         )
         mu = self.mu * change
-        mu = jnp.where(accepted, jnp.where(mu < SMALLEST, 0.0, mu), jnp.maximum(SMALLEST, mu))
+        # Whoever goes on beyond the largest finds it no larger, so that it stays finite.
+        raised = jnp.clip(mu, SMALLEST, 2 * LARGEST)
+        mu = jnp.where(accepted, jnp.where(mu < SMALLEST, 0.0, mu), raised)
         return Regularisation(mu, change)
 
 

@@ -10,13 +10,23 @@ def default_tolerance(tolerance: float | None, dtype) -> float:
     return 1e-8 if jnp.finfo(dtype).bits == 64 else 1e-4
 
 
-def check_settings(name: str, tolerance: float | None, max_iterations: int) -> None:
+def check_settings(
+    name: str, tolerance: float | None, max_iterations: int, fixed_iterations: int | None
+) -> None:
     """Raise `ValueError` or `TypeError` for settings that make no sense."""
     if tolerance is not None and not isinstance(tolerance, (int, float)):
         raise TypeError(f"{name}: `tolerance` must be a number or None, got {tolerance!r}.")
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"{name}: `tolerance` must not be negative, got {tolerance}.")
-    if isinstance(max_iterations, bool) or not isinstance(max_iterations, int):
-        raise TypeError(f"{name}: `max_iterations` must be an integer, got {max_iterations!r}.")
-    if max_iterations < 1:
-        raise ValueError(f"{name}: `max_iterations` must be at least 1, got {max_iterations}.")
+    if tolerance is not None and fixed_iterations is not None:
+        raise ValueError(
+            f"{name}: with `fixed_iterations` nothing is tested against a `tolerance`; leave one "
+            "of them out."
+        )
+    setting, count = "max_iterations", max_iterations
+    if fixed_iterations is not None:
+        setting, count = "fixed_iterations", fixed_iterations
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"{name}: `{setting}` must be an integer, got {count!r}.")
+    if count < 1:
+        raise ValueError(f"{name}: `{setting}` must be at least 1, got {count}.")
