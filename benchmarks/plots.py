@@ -60,7 +60,7 @@ def ratios(rows: list[dict], file: Path) -> None:
 
 
 def _wrapped(case: str) -> str:
-    return case.replace(" T=", "\nT=").replace(" batch ", "\nbatch ")
+    return case.replace(" n=", "\nn=").replace(" T=", "\nT=").replace(" batch ", "\nbatch ")
 
 
 def scaling(rows: list[dict], file: Path) -> None:
