@@ -321,7 +321,6 @@ struct Rows {
       store<V>(from + j, load<V>(from + j) - factor * load<V>(row + j));
   }
 
-
   static void factor(const Factor<T>& a, const int32_t* samples, int, void* memory) {
     const int n = a.size.n, m = a.size.m, nm = n + m, np = padded(n), nmp = padded(nm);
     const int64_t sample = samples[0], T_ = a.size.T;

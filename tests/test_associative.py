@@ -243,3 +243,11 @@ def test_no_loop_grows_with_the_horizon(batched):
     # Steps of the recursion are loops of length one; Newton's method ends after a few steps.
     assert sorted(in_factor, key=str) == [("scan", 1), ("scan", 1), ("while", None)]
     assert in_solve == []
+
+
+def test_diagonals_and_blocks_that_stages_share():
+    n, m, T = 2, 1, 3
+    rng = np.random.default_rng(0)
+    H, F = jnp.asarray(0.5 + rng.random((1, n + m))), jnp.asarray(rng.normal(size=(1, n, n + m)))
+    system = System(H, jnp.eye(n), F, jnp.ones((T, m), bool))
+    assert_agree(jax.jit(associative.factor)(system), riccati.factor_in_jax(system))

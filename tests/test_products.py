@@ -67,10 +67,11 @@ def test_derivatives_of_each_order(shared):
         agree(jax.jit(function)(*args), jax.jit(orders(plain, directions)[name])(*args))
 
 
+@pytest.mark.parametrize("size", [BATCH, 1, 0])
 @pytest.mark.parametrize("batched", BATCHED.values(), ids=BATCHED.keys())
-def test_batches_and_gradients_of_what_they_share(batched):
+def test_batches_and_gradients_of_what_they_share(batched, size):
     axes = tuple(0 if name in batched.split() else None for name in CORES)
-    shapes = [(BATCH, *c) if axis == 0 else c for c, axis in zip(CORES.values(), axes, strict=True)]
+    shapes = [(size, *c) if axis == 0 else c for c, axis in zip(CORES.values(), axes, strict=True)]
     args, directions = draw(shapes, 2), draw(CORES.values(), 3)
     for name, function in orders(mixed, directions).items():
         reference = orders(plain, directions)[name]

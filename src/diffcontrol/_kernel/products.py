@@ -117,7 +117,7 @@ def _bilinear(name: str, in_jax: Callable, matrix_gradient: Callable) -> Primiti
             jnp.expand_dims(arg, 0) if axis is None else jnp.moveaxis(arg, axis, 0)
             for arg, axis in zip(args, axes, strict=True)
         ]
-        size = max(arg.shape[0] for arg in front)
+        size = next(arg.shape[0] for arg, axis in zip(front, axes, strict=True) if axis is not None)
         out = [jnp.broadcast_to(a, (size, *a.shape[1:])) for a in bind(*front)]
         return out, [0] * len(out)
 
