@@ -23,6 +23,7 @@ _MORE = os.environ.get("BENCH_MORE_PYTHON", ".bench/more/bin/python")
 # a page costs a microsecond, and results of 20 MB are new pages every time.
 _KEEP_MEMORY = "glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=4294967296"
 _KEEP_MEMORY += ":glibc.malloc.mmap_threshold=4294967296:glibc.malloc.top_pad=134217728"
+_KEEP_MEMORY += ":glibc.malloc.hugetlb=1"
 
 
 @dataclasses.dataclass(frozen=True)

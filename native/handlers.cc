@@ -4,14 +4,13 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <memory>
-#include <new>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "arguments.h"
+#include "helpers.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -45,52 +44,15 @@ const Kernels<float>& kernels<float>() {
   return best().f32;
 }
 
-// Memory of one thread, aligned to a cache line, that only grows.
-class Memory {
- public:
-  ~Memory() { std::free(data_); }
-  void* of(int64_t bytes) {
-    if (bytes > size_) {
-      std::free(data_);
-      size_ = (bytes + 4095) / 4096 * 4096;
-      data_ = std::aligned_alloc(64, size_);
-      if (!data_) {
-        size_ = 0;
-        throw std::bad_alloc();
-      }
-    }
-    return data_;
-  }
-
- private:
-  void* data_ = nullptr;
-  int64_t size_ = 0;
-};
-
-// Groups of samples, handed to whichever thread asks next. It outlives the call, for helpers that
-// wake up when everything is done: they find nothing left and touch nothing else.
-struct Work {
-  std::atomic<int64_t> next{0}, done{0};
-  std::atomic<bool> failed{false};
-  int64_t groups = 0;
-  std::function<void(int64_t, void*)> run;
-  int64_t scratch_bytes = 0;
-
-  void help() {
-    thread_local Memory memory;
-    for (int64_t group; (group = next.fetch_add(1)) < groups;) {
-      try {
-        run(group, memory.of(scratch_bytes));
-      } catch (...) {
-        failed = true;
-      }
-      done.fetch_add(1, std::memory_order_release);
-    }
-  }
-};
-
 // Below this many multiplications a second thread costs more than it brings.
 constexpr double SMALLEST_SHARED_WORK = 4e5;
+
+// Counts the calls that are under way.
+struct Busy {
+  static inline std::atomic<int> calls{0};
+  const int others = calls.fetch_add(1);
+  ~Busy() { calls.fetch_sub(1); }
+};
 
 // Runs `run(samples, count, scratch)` over groups of at most `width` of the `samples`.
 template <class Run>
@@ -108,7 +70,10 @@ ffi::Error over_groups(ffi::ThreadPool& pool, const std::vector<int32_t>& sample
   int64_t threads = most_threads > 0 ? most_threads.load() : int64_t(pool.num_threads());
   threads = std::min<int64_t>(std::min<int64_t>(threads, work->groups),
                               1 + int64_t(multiplications * count / SMALLEST_SHARED_WORK));
-  for (int64_t i = 1; i < threads; ++i) pool.Schedule([work] { work->help(); });
+  // Calls that run at the same time, for several devices, share the threads.
+  Busy busy;
+  threads -= busy.others;
+  if (threads > 1) Helpers::all().ask(work, int(threads - 1));
   work->help();
   // Helpers that have begun finish soon; those that have not are not waited for.
   while (work->done.load(std::memory_order_acquire) < work->groups) std::this_thread::yield();

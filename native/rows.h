@@ -29,25 +29,26 @@ struct Rows {
   // of the present stage's data.
   struct Ahead {
     static constexpr int64_t LINE = 64 / int64_t(sizeof(T));
-    const T* now[2] = {};
-    const T* end[2] = {};
+    static constexpr int MOST = 4;
+    const T* now[MOST] = {};
+    const T* end[MOST] = {};
+    int arrays = 0;
     int64_t lines = 0;  // at a time
 
     void add(const T* from, int64_t count) {
-      const int i = now[0] ? 1 : 0;
-      now[i] = from;
-      end[i] = from + count;
+      now[arrays] = from;
+      end[arrays++] = from + count;
     }
 
     void in_parts(int parts) {
       int64_t count = 0;
-      for (int i = 0; i < 2; ++i) count += end[i] - now[i];
+      for (int i = 0; i < arrays; ++i) count += end[i] - now[i];
       lines = count / (LINE * parts) + 1;
     }
 
     void fetch() {
       int64_t left = lines;
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < arrays; ++i)
         for (; left > 0 && now[i] < end[i]; --left, now[i] += LINE)
           __builtin_prefetch(now[i], 0, 2);
     }
@@ -344,6 +345,8 @@ struct Rows {
       if (t >= AHEAD) {
         if (a.H.stage) ahead.add(a.H.of(sample) + (t - AHEAD) * a.H.stage, H_size);
         if (a.F.stage) ahead.add(a.F.of(sample) + (t - AHEAD) * a.F.stage, n * nm);
+        ahead.add(V_out + (t - AHEAD) * n * n, n * n);
+        ahead.add(K_out + (t - AHEAD) * m * n, m * n);
         ahead.in_parts((n + nm) / MOST_ROWS);
       }
       const T* H = a.H.of(sample) + t * a.H.stage;
@@ -445,6 +448,7 @@ struct Rows {
       Ahead ahead;
       if (t >= AHEAD) {
         if (a.F.stage) ahead.add(a.F.of(sample) + (t - AHEAD) * a.F.stage, n * nm);
+        ahead.add(K + (t - AHEAD) * m * n, m * n);
         ahead.in_parts(1);
         ahead.fetch();
       }

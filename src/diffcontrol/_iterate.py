@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._adjoint.base import Solved, solved_at
 from ._control_problem import StageProblem
 from ._optimality import Point
 from ._result import RESULTS
@@ -56,7 +57,7 @@ class AbstractSolver(eqx.Module):
 
 def run_until_done(
     solver: AbstractSolver, problem: StageProblem, x0: Array, controls: Array
-) -> tuple[Point, Outcome]:
+) -> Solved:
     """Step until the state says stop. Cannot be differentiated in reverse mode, by design.
 
     Under `jax.vmap` the samples do not wait for each other, see `_run_batch`.
@@ -79,7 +80,7 @@ def run_until_done(
         out = _run_batch(solver, static, batched, size, arrays)
         return out, jax.tree.map(lambda _: True, out)
 
-    return run(arrays)
+    return solved_at(problem, *run(arrays))
 
 
 # So many samples step together on a CPU, where a step takes time in proportion. Other devices want
@@ -194,7 +195,7 @@ def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
 
 def run_fixed(
     solver: AbstractSolver, problem: StageProblem, x0: Array, controls: Array
-) -> tuple[Point, Outcome]:
+) -> Solved:
     """The same run as a scan of a fixed number of steps, the state frozen once it says stop.
 
     One step more than iterations, since the first may be spent on the guess.
@@ -205,4 +206,4 @@ def run_fixed(
 
     start = solver.init(problem, x0, controls)
     state, _ = jax.lax.scan(step, start, length=solver.max_iterations + 1)
-    return solver.finish(problem, x0, state)
+    return solved_at(problem, *solver.finish(problem, x0, state))

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ._adjoint.base import AbstractAdjoint, Solved, held_controls
+from ._adjoint.base import AbstractAdjoint, Solved, known_system
 from ._adjoint.implicit import ImplicitAdjoint
 from ._adjoint.unrolled import UnrolledAdjoint
 from ._captured import remembered_jit
@@ -15,7 +15,6 @@ from ._control_problem import (
     check_order,
     stage_problem,
 )
-from ._expansion import exact_system
 from ._iterate import AbstractSolver, run_fixed, run_until_done
 from ._kernel import riccati
 from ._optimality import control_gradient, linearise, stage_costs
@@ -97,7 +96,10 @@ def _solve(problem, x0, solver, controls, adjoint, throw, start) -> Solution:
         stages,
         x0,
         controls,
-        until_done=eqx.Partial(run_until_done, solver),
+        # Traced here once, since derivative rules call it again.
+        until_done=eqx.filter_closure_convert(
+            eqx.Partial(run_until_done, solver), stages, x0, controls
+        ),
         fixed=eqx.Partial(run_fixed, solver),
     )
     solution = _describe(stages, solved)
@@ -110,7 +112,7 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
     """Everything else that a solution states follows from its point, differentiably."""
     point = solved.point
     x, u = point.states, point.controls
-    held = held_controls(problem, point)
+    held, factors = solved.held, solved.factors
     linear = linearise(problem, x, u)
     gradient = sum(control_gradient(linear, point.costates, problem.state_size))
     result = solved.outcome.result
@@ -123,7 +125,7 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
         costates=point.costates,
         multipliers=jnp.where(held.held, -gradient, 0.0),
         cost=jnp.sum(stage_costs(problem, x, u)),
-        gains=riccati.gains(exact_system(problem, point, held), solved.factors),
+        gains=riccati.gains(known_system(solved.system, problem, point, held), factors),
         result=result,
         stats=without_cotangent(stats, anchor, STATS_REFUSE),
     )

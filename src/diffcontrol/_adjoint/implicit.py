@@ -31,7 +31,7 @@ from .._kernel import riccati
 from .._kernel.riccati import Factorisation, System, Unknowns
 from .._optimality import Clamped, Point, optimality_residual
 from .._tree import stop_gradient
-from .base import AbstractAdjoint, Run, Solved, exact_factors, held_controls
+from .base import AbstractAdjoint, Run, Solved, held_controls, known_system, moving
 
 SystemOf = Callable[[StageProblem, Point, Clamped], System]
 
@@ -67,8 +67,7 @@ class GaussNewtonAdjoint(AbstractAdjoint):
 def _solve(
     problem: StageProblem, x0: Array, controls: Array, run: Run, system_of: SystemOf
 ) -> Solved:
-    point, outcome = run(problem, x0, controls)
-    return Solved(point, outcome, exact_factors(problem, point))
+    return run(problem, x0, controls)
 
 
 @_solve.def_jvp
@@ -76,10 +75,14 @@ def _solve_jvp(primals, tangents):
     problem, x0, controls, run, system_of = primals
     d_problem, d_x0, *_ = tangents
     solved = _solve(problem, x0, controls, run, system_of)
-    factors = solved.factors if system_of is exact_system else None
-    d_point = point_tangent(problem, x0, solved.point, d_problem, d_x0, system_of, factors)
-    none = lambda tree: jax.tree.map(lambda _: None, tree)
-    return solved, Solved(d_point, none(solved.outcome), none(solved.factors))
+    point, held = solved.point, solved.held
+    if system_of is exact_system:
+        system, factors = known_system(solved.system, problem, point, held), solved.factors
+    else:
+        system = system_of(problem, point, held)
+        factors = riccati.factor(stop_gradient(system))
+    d_point = point_tangent(problem, x0, point, d_problem, d_x0, held, system, factors)
+    return solved, moving(solved, d_point)
 
 
 def point_tangent(
@@ -88,18 +91,14 @@ def point_tangent(
     point: Point,
     d_problem: StageProblem,
     d_x0: Array | None,
-    system_of: SystemOf = exact_system,
-    factors: Factorisation | None = None,
-    held: Clamped | None = None,
+    held: Clamped,
+    system: System,
+    factors: Factorisation,
 ) -> Point:
     """The tangent of the solution `point` along tangents of problem and initial state.
 
-    Tangents of None are zero. `factors` and `held` may be given where they are known already.
+    Tangents of None are zero. `factors` are those of `system`, which is taken for `dG/dz`.
     """
-    held = held_controls(problem, point) if held is None else held
-    system = system_of(problem, point, held)
-    if factors is None:
-        factors = riccati.factor(stop_gradient(system))
     factors = stop_gradient(factors)
 
     d_x0 = jnp.zeros_like(x0) if d_x0 is None else d_x0
@@ -150,4 +149,6 @@ def _pinned(problem: StageProblem, x0: Array, point: Point, held: Clamped) -> Po
 def _pinned_jvp(primals, tangents):
     problem, x0, point, held = primals
     d_problem, d_x0, *_ = tangents
-    return point, point_tangent(problem, x0, point, d_problem, d_x0, held=held)
+    system = exact_system(problem, point, held)
+    factors = riccati.factor(stop_gradient(system))
+    return point, point_tangent(problem, x0, point, d_problem, d_x0, held, system, factors)

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array
 
 from .._control_problem import StageProblem
-from .base import AbstractAdjoint, Run, Solved, exact_factors
+from .base import AbstractAdjoint, Run, Solved, moving
 
 
 class UnrolledAdjoint(AbstractAdjoint):
@@ -22,17 +22,16 @@ class UnrolledAdjoint(AbstractAdjoint):
     needs_stationarity: ClassVar[bool] = False
 
     def solve(self, problem, x0, controls, *, until_done, fixed):
-        point, outcome = _run(problem, x0, controls, until_done, fixed)
-        return Solved(point, outcome, exact_factors(problem, point))
+        return _run(problem, x0, controls, until_done, fixed)
 
 
 @eqx.filter_custom_jvp
-def _run(problem: StageProblem, x0: Array, controls: Array, until_done: Run, fixed: Run):
+def _run(problem: StageProblem, x0: Array, controls: Array, until_done: Run, fixed: Run) -> Solved:
     return until_done(problem, x0, controls)
 
 
 @_run.def_jvp
 def _run_jvp(primals, tangents):
     problem, x0, controls, _, fixed = primals
-    (point, outcome), (d_point, _) = eqx.filter_jvp(fixed, (problem, x0, controls), tangents[:3])
-    return (point, outcome), (d_point, jax.tree.map(lambda _: None, outcome))
+    solved, d_solved = eqx.filter_jvp(fixed, (problem, x0, controls), tangents[:3])
+    return solved, moving(solved, d_solved.point)
