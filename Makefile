@@ -3,7 +3,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := cli,sim,test,dev
+EXTRAS := cli,sim,torch,test,dev
 
 # `make setup PYTHON=...` chooses another interpreter. The first one that is new enough is taken.
 PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 python3.14; do \
@@ -20,7 +20,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export SDL_VIDEODRIVER ?= dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short test test-slow fuzz bench sanitise arm64 lint check clean
+.PHONY: help setup demo demo-short demo-mismatch test test-slow fuzz bench sanitise arm64 lint check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ demo-short: QUICK := --quick
 demo demo-short: $(STAMP)
 	$(PY) -m diffcontrol fit pendulum --out $(DEMO) $(QUICK)
 	$(PY) -m diffcontrol evaluate $(DEMO)
+
+demo-mismatch: $(STAMP) ## who controls better with a wrong model, in runs/mismatch (MISMATCH=--quick)
+	$(PY) -m experiments.mismatch $(MISMATCH)
 
 test: $(STAMP) ## run the tests, without the slow ones
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -19,13 +19,13 @@ FLOORS = (
     ("_types", "_captured", "_result", "_tree", "_undifferentiable"),
     ("_trajectory",),
     ("_cost", "_discretise", "_control_problem", "_linear_quadratic", "_optimality", "_solution"),
-    ("_kernel", "_expansion", "systems"),
+    ("_kernel", "_expansion", "systems", "models"),
     ("_adjoint", "_lqr", "_terminal_value"),
     ("_iterate",),
     ("_solver",),
-    ("_solve", "_certificate"),
+    ("_solve", "_certificate", "_value"),
     ("_simulate", "_mpc"),
-    ("learning", "testing"),
+    ("environments", "learning", "testing", "_torch_operation", "torch"),
     ("__init__", "_cli", "__main__"),
 )
 ORDER = [room for floor in FLOORS for room in floor]

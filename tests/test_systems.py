@@ -36,6 +36,19 @@ def plain_cartpole(x, u, g, m_c, m_p, l, dt=0.05):
     return np.array([p + dt * v, v + dt * acceleration, np.cos(th), np.sin(th), w + dt * alpha])
 
 
+def plain_cartpole_with_friction(x, u, g, m_c, m_p, l, d_c, f_c, d_p, f_p, dt=0.05):
+    # Newton's equations as a system for both accelerations, two steps of Euler.
+    for _ in range(2):
+        p, v, c, s, w = x
+        mass = np.array([[m_c + m_p, m_p * l * c], [m_p * l * c, m_p * l**2 * 4 / 3]])
+        slider = u[0] - d_c * v - f_c * np.tanh(v / 0.02) + m_p * l * w**2 * s
+        hinge = -d_p * w - f_p * np.tanh(w / 0.02) + m_p * g * l * s
+        a, alpha = np.linalg.solve(mass, [slider, hinge])
+        th = np.arctan2(s, c) + dt / 2 * w
+        x = [p + dt / 2 * v, v + dt / 2 * a, np.cos(th), np.sin(th), w + dt / 2 * alpha]
+    return np.array(x)
+
+
 def plain_double_integrator(x, u, m, dt=0.1):
     return np.array([x[0] + dt * x[1] + dt**2 * u[0] / (2 * m), x[1] + dt * u[0] / m])
 
@@ -44,6 +57,12 @@ EQUATIONS = {
     "pendulum": (systems.Pendulum, (9.0, 1.3, 0.7), plain_pendulum, 3),
     "complex": (systems.ComplexPendulum, (9.0, 1.3, 0.7, 0.8, 0.2), plain_complex_pendulum, 3),
     "cartpole": (systems.Cartpole, (9.0, 1.3, 0.2, 0.7), plain_cartpole, 5),
+    "cartpole with friction": (
+        systems.CartpoleWithFriction,
+        (9.0, 1.3, 0.2, 0.7, 0.9, 0.8, 0.03, 0.05),
+        plain_cartpole_with_friction,
+        5,
+    ),
     "double integrator": (systems.DoubleIntegrator, (1.3,), plain_double_integrator, 2),
 }
 MODULES = [systems.pendulum, systems.cartpole, systems.double_integrator]
@@ -141,6 +160,33 @@ def test_complex_pendulum_without_wind_and_damping_is_the_simple_one():
     np.testing.assert_allclose(plain, systems.Pendulum()(x, u, 0), rtol=1e-14)
 
 
+def test_cartpole_without_friction_is_the_simple_one():
+    x, u = jnp.array([0.1, 0.4, 0.6, 0.8, 0.5]), jnp.array([1.3])
+    none = dict(cart_damping=0.0, cart_friction=0.0, pole_damping=0.0, pole_friction=0.0)
+    plain = systems.CartpoleWithFriction(**none, substeps=1)(x, u, 0)
+    np.testing.assert_allclose(plain, systems.Cartpole()(x, u, 0), rtol=1e-14)
+
+
+def test_friction_slows_both_joints():
+    x = jnp.array([0.0, 1.0, 0.0, 1.0, 2.0])
+    for name, joint in (("cart", 1), ("pole", 4)):
+        for kind in ("damping", "friction"):
+            none = {f"{a}_{b}": 0.0 for a in ("cart", "pole") for b in ("damping", "friction")}
+            free = systems.CartpoleWithFriction(**none)(x, jnp.zeros(1), 0)
+            slowed = systems.CartpoleWithFriction(**none | {f"{name}_{kind}": 0.3})
+            assert slowed(x, jnp.zeros(1), 0)[joint] < free[joint] - 1e-3
+
+
+def test_the_complex_pendulum_needs_a_torque_to_stand_upright():
+    problem = systems.complex_pendulum.problem(horizon=7)
+    assert isinstance(problem.dynamics, systems.ComplexPendulum) and problem.horizon == 7
+    goal, torque = problem.stage_cost.goal, -10.0 * np.sin(0.1) / 2
+    np.testing.assert_allclose(problem.dynamics(goal, jnp.array([torque]), 0), goal, atol=1e-15)
+    assert abs(problem.dynamics(goal, jnp.zeros(1), 0)[2]) > 0.05
+    other = lambda x, u, t: x
+    assert systems.complex_pendulum.problem(dynamics=other).dynamics is other
+
+
 # --- Starts, problems, bounds --------------------------------------------------------------------
 
 
@@ -218,6 +264,10 @@ def test_refuses_misuse_in_words():
         systems.Pendulum(mass=1j)
     with pytest.raises(ValueError, match="`time_step` must be positive"):
         systems.Cartpole(time_step=0.0)
+    with pytest.raises(ValueError, match="`substeps` must be at least 1"):
+        systems.CartpoleWithFriction(substeps=0)
+    with pytest.raises(TypeError, match="`substeps` must be a Python integer"):
+        systems.CartpoleWithFriction(substeps=True)
     with pytest.raises(TypeError, match="time_step"):
         systems.Pendulum(time_step=jnp.asarray(0.1))
     with pytest.raises(TypeError, match="bounds"):
@@ -234,6 +284,7 @@ def test_refuses_misuse_in_words():
     [
         (systems.drawing.draw_pendulum, [0.8, 0.6, 1.0], [-1.5]),
         (systems.drawing.draw_pendulum, [0.8, 0.6, 1.0], None),
+        (systems.drawing.draw_complex_pendulum, [0.8, 0.6, 1.0], [-1.5]),
         (systems.drawing.draw_cartpole, [3.1, 0.0, 0.8, 0.6, 0.0], [40.0]),
         (systems.drawing.draw_cartpole, [3.1, 0.0, 0.8, 0.6, 0.0], None),
     ],

@@ -1,6 +1,9 @@
 """diffcontrol: optimal control problems, solved and differentiated exactly."""
 
+import importlib
+
 from . import learning as learning
+from . import models as models
 from . import systems as systems
 from . import testing as testing
 from ._adjoint.implicit import GaussNewtonAdjoint as GaussNewtonAdjoint
@@ -38,5 +41,17 @@ from ._solver.ilqr import ILQR as ILQR
 from ._terminal_value import TerminalValue as TerminalValue
 from ._terminal_value import terminal_value as terminal_value
 from ._trajectory import Trajectory as Trajectory
+from ._value import q_value as q_value
+from ._value import value as value
+from .models import NeuralDynamics as NeuralDynamics
+from .models import NeuralStageCost as NeuralStageCost
+from .models import NeuralTerminalCost as NeuralTerminalCost
+from .models import ResidualDynamics as ResidualDynamics
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "torch":  # on demand, since importing PyTorch takes seconds
+        return importlib.import_module(".torch", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -193,9 +193,7 @@ def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
     return run(arrays)
 
 
-def run_fixed(
-    solver: AbstractSolver, problem: StageProblem, x0: Array, controls: Array
-) -> Solved:
+def run_fixed(solver: AbstractSolver, problem: StageProblem, x0: Array, controls: Array) -> Solved:
     """The same run as a scan of a fixed number of steps, the state frozen once it says stop.
 
     One step more than iterations, since the first may be spent on the guess.

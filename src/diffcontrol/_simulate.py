@@ -35,7 +35,15 @@ class Memoryless(eqx.Module):
         return self.function(x), memory
 
 
-def simulate(policy: Policy | Callable, plant: Callable, x0: Numbers, steps: int) -> Trajectory:
+def simulate(
+    policy: Policy | Callable,
+    plant: Callable,
+    x0: Numbers,
+    steps: int,
+    *,
+    disturbances: Numbers | None = None,
+    keep_every: int | None = None,
+) -> Trajectory:
     """Run a policy on a plant in closed loop, differentiably end to end.
 
     Args:
@@ -44,21 +52,36 @@ def simulate(policy: Policy | Callable, plant: Callable, x0: Numbers, steps: int
         plant: `(x, u, t) -> next x`, in JAX; `t` counts steps from 0. It need not be the model.
         x0: initial state, `(n,)`.
         steps: number of controls applied.
+        disturbances: `(steps, n)`: added to each next state; None is zero. They have gradients.
+        keep_every: what the backward pass needs of a step is kept for so many steps at a time, and
+            of the others only the state of the loop at every so many-th step, from which they are
+            run again. It then takes one more forward pass and, where `keep_every` is about the
+            root of `steps`, memory in proportion to that root. It divides `steps`; None keeps all.
 
     Returns:
         States `(steps+1, n)`, controls `(steps, m)`, and the policy's memory after every step. Of
         an `MPC`, `memory.result` so says of each step how its solve ended.
 
     Raises:
-        TypeError: for an `x0` that is not made of real numbers.
-        ValueError: for an `x0` that is not `(n,)`, fewer than one step, or a plant whose output is
+        TypeError: for an `x0` or `disturbances` that are not made of real numbers.
+        ValueError: for an `x0` that is not `(n,)`, fewer than one step, disturbances that are not
+            `(steps, n)`, a `keep_every` that does not divide `steps`, or a plant whose output is
             not shaped like its state.
     """
     x0 = as_floats("x0", x0)
     if x0.ndim != 1:
         raise ValueError(f"simulate: `x0` must have shape (n,), but has shape {x0.shape}.")
     _check_steps("simulate", steps)
-    return _simulate(as_policy(policy), plant, x0, steps)
+    if disturbances is not None:
+        disturbances = as_floats("disturbances", disturbances)
+        if disturbances.shape != (steps, *x0.shape):
+            raise ValueError(
+                f"simulate: `disturbances` must have shape (steps, n) = {(steps, *x0.shape)}, but "
+                f"has shape {disturbances.shape}."
+            )
+    if keep_every is not None and (keep_every < 1 or steps % keep_every):
+        raise ValueError(f"simulate: `keep_every` must divide the {steps} steps, got {keep_every}.")
+    return _simulate(as_policy(policy), plant, x0, steps, disturbances, keep_every)
 
 
 def as_policy(policy: Policy | Callable) -> Policy:
@@ -67,9 +90,17 @@ def as_policy(policy: Policy | Callable) -> Policy:
 
 
 @remembered_jit
-def _simulate(policy: Policy, plant: Callable, x0: Array, steps: int) -> Trajectory:
-    def advance(carry, t):
+def _simulate(
+    policy: Policy,
+    plant: Callable,
+    x0: Array,
+    steps: int,
+    disturbances: Array | None,
+    keep_every: int | None,
+) -> Trajectory:
+    def advance(carry, inputs):
         x, memory = carry
+        t, disturbance = inputs
         u, memory = policy(x, memory)
         x_next = jnp.asarray(plant(x, u, t), x.dtype)
         if x_next.shape != x.shape:
@@ -77,11 +108,22 @@ def _simulate(policy: Policy, plant: Callable, x0: Array, steps: int) -> Traject
                 f"simulate: `plant` must return a state of shape {x.shape}, but returns shape "
                 f"{x_next.shape}."
             )
+        if disturbance is not None:
+            x_next = x_next + disturbance.astype(x.dtype)
         return (x_next, memory), (x_next, u, memory)
 
-    _, (following, controls, memory) = jax.lax.scan(
-        advance, (x0, policy.init(x0)), jnp.arange(steps)
-    )
+    start, inputs = (x0, policy.init(x0)), (jnp.arange(steps), disturbances)
+    if keep_every is None:
+        _, ran = jax.lax.scan(advance, start, inputs)
+    else:
+        blocks = jax.tree.map(lambda rows: rows.reshape(-1, keep_every, *rows.shape[1:]), inputs)
+        # Inside a loop nothing can merge the second run with the first.
+        block = jax.checkpoint(
+            lambda carry, inputs: jax.lax.scan(advance, carry, inputs), prevent_cse=False
+        )
+        _, ran = jax.lax.scan(block, start, blocks)
+        ran = jax.tree.map(lambda rows: rows.reshape(steps, *rows.shape[2:]), ran)
+    following, controls, memory = ran
     return Trajectory(jnp.concatenate([x0[None], following]), controls, memory)
 
 

@@ -30,11 +30,11 @@ def as_floats(name: str, value: Numbers) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
 
 
-def is_concrete(array: Array) -> bool:
+def is_concrete(array: ArrayLike) -> bool:
     """Whether the values of an array are known now, not only when a traced function is run."""
     return not isinstance(array, jax.core.Tracer)
 
 
-def known_to(array: Array, predicate) -> bool:
+def known_to(array: ArrayLike, predicate) -> bool:
     """Whether values that are known satisfy a NumPy predicate somewhere."""
     return is_concrete(array) and bool(np.any(predicate(np.asarray(array))))

@@ -28,6 +28,8 @@ from .systems import cartpole, double_integrator, pendulum
 # Steps of the differences, relative to the size of what is perturbed (float64). Small ones suffer
 # from rounding, large ones from curvature; between them lies a plateau, if the derivative exists.
 _STEPS = np.array([1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7])
+# How far from the solution the perturbed solves start, relative to the controls.
+_BESIDE = 1e-4
 _AGREES = 1e-5
 _CONVERGED = 1e-6
 
@@ -314,7 +316,10 @@ class _Evaluation:
         self._differences = jax.jit(over_directions)
 
     def differences(self, x0, directions, guess) -> np.ndarray:
-        return np.asarray(self._differences(x0, directions, jnp.asarray(_STEPS), guess))
+        # After a small step the solution itself may count as solved still and be returned as it
+        # is: differences that agree on a wrong number. From beside it every solve has to move.
+        beside = guess + _BESIDE * (1.0 + jnp.abs(guess))
+        return np.asarray(self._differences(x0, directions, jnp.asarray(_STEPS), beside))
 
 
 def _random_loss(solution, weights: Array) -> Array:
@@ -326,8 +331,12 @@ def _random_loss(solution, weights: Array) -> Array:
 
 
 def _entry(sample: int, name: str, gradient: float, values: np.ndarray, floor: float) -> Entry:
-    """Pick the difference on the plateau: where neighbours agree best."""
+    """Pick the difference on the plateau: where three neighbours agree best.
+
+    Two agree by chance now and then where rounding rules.
+    """
     change = np.abs(np.diff(values))
+    change = np.maximum(change[:-1], change[1:])
     if np.all(np.isnan(change)):
         return Entry(sample, name, gradient, _STEPS, values, np.nan, np.inf, np.inf)
     k = int(np.nanargmin(change))

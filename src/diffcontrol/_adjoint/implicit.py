@@ -31,7 +31,7 @@ from .._kernel import riccati
 from .._kernel.riccati import Factorisation, System, Unknowns
 from .._optimality import Clamped, Point, optimality_residual
 from .._tree import stop_gradient
-from .base import AbstractAdjoint, Run, Solved, held_controls, known_system, moving
+from .base import AbstractAdjoint, Run, Solved, known_system, moving
 
 SystemOf = Callable[[StageProblem, Point, Clamped], System]
 

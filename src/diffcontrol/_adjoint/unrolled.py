@@ -3,7 +3,6 @@
 from typing import ClassVar
 
 import equinox as eqx
-import jax
 from jaxtyping import Array
 
 from .._control_problem import StageProblem

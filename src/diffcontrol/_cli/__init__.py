@@ -1,4 +1,4 @@
-"""The command line: `diffcontrol fit | record | evaluate | check | doctor`.
+"""The command line: `diffcontrol fit | tune | record | evaluate | check | doctor`.
 
 Nothing heavy is imported before it is known what is to be done. Each command is a module with a
 dataclass of options, whose field docstrings are its `--help`, and a function that does the work.
@@ -13,6 +13,7 @@ Solve optimal control problems and learn controllers from demonstrations.
 
 commands:
   fit SYSTEM      learn a controller from demonstrations, into a run folder
+  tune SYSTEM     improve a controller by what it achieves in closed loop
   evaluate RUN    drive a plant with a learned controller and draw what it does
   record PLANT    drive a plant with an expert and write demonstrations
   check PROBLEM   compare the gradients of your own problem with finite differences
@@ -22,7 +23,8 @@ commands:
 Start with: diffcontrol fit pendulum --out runs/first
 """
 
-_COMMANDS = ("fit", "record", "evaluate", "check", "doctor")
+_COMMANDS = ("fit", "record", "evaluate", "check", "tune", "doctor")
+_RESUMABLE = ("fit", "tune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,8 +81,8 @@ def _run(command: str, arguments: list[str]) -> int:
         tyro.cli, module.Options, prog=f"diffcontrol {command}", args=arguments
     )
     options = parse()
-    if command == "fit" and (begun := module.begun(options)) is not None:
-        # What is left out stands for the settings of the fit that is continued, so that whatever
+    if command in _RESUMABLE and (begun := module.begun(options)) is not None:
+        # What is left out stands for the settings of the run that is continued, so that whatever
         # differs from them was asked for.
         options = parse(default=begun)
     _prepare_jax()

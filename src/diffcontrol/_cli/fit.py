@@ -1,10 +1,8 @@
 """`diffcontrol fit`: learn a controller from demonstrations, into a run folder."""
 
 import dataclasses
-import shlex
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import optax
@@ -19,11 +17,10 @@ from ..learning import (
     train,
     windows,
 )
-from . import fit_inputs, fit_report, progress
+from . import fit_inputs, fit_report, progress, settings
 from .errors import UserError
 from .learner import choose_parameters, values
 from .run_folder import (
-    can_resume,
     create,
     fingerprint,
     read_json,
@@ -101,9 +98,7 @@ def begun(options: Options) -> Options | None:
     Raises:
         UserError: if the folder holds something else.
     """
-    if options.resume and can_resume(options.out):
-        return fit_inputs.settings(options)
-    return None
+    return settings.begun(options, paths=("data",))
 
 
 def run(options: Options) -> int:
@@ -116,15 +111,13 @@ def run(options: Options) -> int:
     if earlier is None:
         refuse_if_taken(options.out)
     else:
-        fit_inputs.check_same(options, earlier)
+        settings.check_same(options, earlier)
     try:
         _fit(options, earlier is not None)
     except KeyboardInterrupt:
         if not (options.out / "config.json").exists():
             raise
-        words = ["diffcontrol", "fit", options.system, "--out", str(options.out), "--resume"]
-        print(f"\nInterrupted; continue with: {shlex.join(words)}", file=sys.stderr)
-        return 130
+        return settings.interrupted("fit", options)
     return 0
 
 
@@ -153,7 +146,7 @@ def _fit(options: Options, continues: bool) -> None:
     )
 
     config = {
-        "options": _as_json(dataclasses.replace(options, data=options.data and path)),
+        "options": settings.as_json(dataclasses.replace(options, data=options.data and path)),
         "data_sha256": fingerprint(path),
         "versions": versions(),
     }
@@ -219,7 +212,6 @@ def _fit(options: Options, continues: bool) -> None:
     fit_report.say_loss(learned, test_runs.runs)
     written = fit_report.draw(
         options.out,
-        options.learn,
         description,
         trained.metrics,
         shown,
@@ -228,8 +220,3 @@ def _fit(options: Options, continues: bool) -> None:
         trained.model,
     )
     print(f"{options.out} holds the learned controller; pictures:", *written, sep="\n  ")
-
-
-def _as_json(options: Options) -> dict[str, Any]:
-    plain = lambda value: str(value) if isinstance(value, Path) else value
-    return {name: plain(value) for name, value in dataclasses.asdict(options).items()}

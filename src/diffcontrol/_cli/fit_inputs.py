@@ -1,7 +1,5 @@
-"""What a fit starts from: its data, the structure of its controller, and its settings."""
+"""What a fit starts from: its data and the structure of its controller."""
 
-import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ from .controller import true_problem
 from .errors import UserError
 from .learner import START_WEIGHT, STARTS, read_starts, with_starts
 from .named import load_problem, system_named
-from .run_folder import problem_like, read_json
+from .run_folder import problem_like
+from .settings import check_at_least_one, check_not_negative, check_positive
 
 _AT_LEAST_ONE = (
     "epochs",
@@ -30,21 +29,9 @@ _POSITIVE = ("learning_rate", "clip", "checkpoint_every")
 
 def check_numbers(options: Any) -> None:
     """Raise `UserError` for settings out of range."""
-    for name in _AT_LEAST_ONE:
-        if getattr(options, name) < 1:
-            raise UserError(f"{flag(name)} must be at least 1, got {getattr(options, name)}.")
-    for name in _POSITIVE:
-        if not 0 < getattr(options, name) < math.inf:
-            raise UserError(f"{flag(name)} must be positive, got {getattr(options, name)}.")
-    if not 0 <= options.states_weight < math.inf:
-        raise UserError(f"--states-weight must not be negative, got {options.states_weight}.")
-    if options.seed < 0:
-        raise UserError(f"--seed must not be negative, got {options.seed}.")
-
-
-def flag(name: str) -> str:
-    """The option of that name as one types it."""
-    return "--" + name.replace("_", "-")
+    check_at_least_one(options, _AT_LEAST_ONE)
+    check_positive(options, _POSITIVE)
+    check_not_negative(options, ("states_weight", "seed"))
 
 
 def data_path(system: str, data: Path | None) -> Path:
@@ -129,33 +116,3 @@ def check_sizes(problem: ControlProblem, demonstrations: Demonstrations, path: P
             f"{path}: the problem cannot take `states` with {demonstrations.states.shape[-1]} "
             f"entries ({str(wrong).splitlines()[0]})"
         ) from None
-
-
-def settings(options: Any) -> Any:
-    """The settings that the fit in `--out` was started with.
-
-    Raises:
-        UserError: if its configuration is damaged.
-    """
-    stored = read_json(options.out / "config.json").get("options")
-    if not isinstance(stored, dict):
-        raise UserError(f"{options.out}: config.json holds no options; start a new fit.")
-    names = {field.name for field in dataclasses.fields(options)} - {"out", "resume"}
-    values = {name: stored[name] for name in names & stored.keys()}
-    if values.get("data") is not None:
-        values["data"] = Path(values["data"])
-    values["start"] = tuple(values.get("start", ()))
-    return dataclasses.replace(options, **values)
-
-
-def check_same(options: Any, earlier: Any) -> None:
-    """Raise `UserError` for an option that differs from those the fit was started with."""
-    for field in dataclasses.fields(options):
-        given, before = getattr(options, field.name), getattr(earlier, field.name)
-        if field.name == "data" and given is not None:
-            given = given.resolve()
-        if given != before and field.name != "checkpoint_every":
-            raise UserError(
-                f"The fit in {options.out} was started with {flag(field.name)} {before}, not "
-                f"{given}; leave the option out, or start a new fit in another --out."
-            )

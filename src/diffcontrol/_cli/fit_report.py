@@ -112,7 +112,6 @@ def say_loss(learned: Evaluation, runs: int) -> None:
 
 def draw(
     folder: Path,
-    learn: str,
     description: dict[str, Any],
     metrics: list[dict[str, Any]],
     runs: Demonstrations,
@@ -124,20 +123,7 @@ def draw(
     from . import pictures  # with matplotlib, which no one waits for who asks for --help
 
     known = _known(description)
-    written = [folder / "loss.png"]
-    pictures.loss_curves(metrics, written[0])
-
-    history = [dict(line["parameters"]) for line in metrics]
-    truth = dict(report["true"]) if "true" in report else None
-    if known is not None and learn != "cost":
-        for name, formula in known.combinations.items():
-            for numbers in [*history, *([] if truth is None else [truth])]:
-                numbers[name] = float(formula(numbers))
-    if history and history[0]:
-        written.append(folder / "parameters.png")
-        units = None if known is None else known.parameters
-        pictures.parameters(history, truth, written[-1], units)
-
+    written = draw_learning(folder, description, metrics, report)
     written.append(folder / "trajectories.png")
     pictures.trajectories(
         runs.time_step,
@@ -158,6 +144,32 @@ def draw(
             known.draw,
             written[-1],
         )
+    return written
+
+
+def draw_learning(
+    folder: Path,
+    description: dict[str, Any],
+    metrics: list[dict[str, Any]],
+    report: dict[str, Any],
+) -> list[Path]:
+    """Loss and parameters over the epochs; returns where the pictures are."""
+    from . import pictures
+
+    known = _known(description)
+    written = [folder / "loss.png"]
+    pictures.loss_curves(metrics, written[0])
+
+    history = [dict(line["parameters"]) for line in metrics]
+    truth = dict(report["true"]) if "true" in report else None
+    if known is not None and "identifiable" in report:
+        for name, formula in known.combinations.items():
+            for numbers in [*history, *([] if truth is None else [truth])]:
+                numbers[name] = float(formula(numbers))
+    if history and history[0]:
+        written.append(folder / "parameters.png")
+        units = None if known is None else known.parameters
+        pictures.parameters(history, truth, written[-1], units)
     return written
 
 

@@ -143,6 +143,61 @@ def trajectories(
     _save(figure, path)
 
 
+def before_and_after(
+    time_step: float | None,
+    before: tuple[np.ndarray, np.ndarray, np.ndarray],
+    after: tuple[np.ndarray, np.ndarray, np.ndarray],
+    names: Axes,
+    path: Path,
+    titles: tuple[str, str],
+    bounds: Bounds | None = None,
+) -> None:
+    """Closed loops of two controllers from the same starts, side by side.
+
+    Args:
+        time_step: [s]; None counts steps.
+        before, after: states `(N, L+1, n)`, controls `(N, L, m)` and costs of each step `(N, L)`.
+        names: name and unit of each state, and of each control.
+        path: of the picture.
+        titles: above the columns.
+        bounds: of the controls, drawn as limits where they are finite.
+    """
+    n, m = before[0].shape[-1], before[1].shape[-1]
+    figure, grid = plt.subplots(
+        n + m + 1,
+        2,
+        figsize=(9.0, 1.5 * (n + m + 1) + 0.8),
+        sharex=True,
+        sharey="row",
+        layout="constrained",
+    )
+    step = 1.0 if time_step is None else time_step
+    style: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.7}
+    columns = zip((before, after), (START, LEARNED), titles, strict=True)
+    for column, ((states, controls, costs), color, title) in enumerate(columns):
+        axes = grid[:, column]
+        axes[0].set_title(title, color=color)
+        for x, u, cost in zip(states, controls, costs, strict=True):
+            time = step * np.arange(len(x))
+            for i in range(n):
+                axes[i].plot(time, x[:, i], color=color, **style)
+            # Controls and costs are those of a whole step.
+            for i in range(m):
+                held = np.append(u[:, i], u[-1, i])
+                axes[n + i].step(time, held, where="post", color=color, **style)
+            axes[-1].step(time, np.append(cost, cost[-1]), where="post", color=color, **style)
+        for i in range(m):
+            _draw_limits(axes[n + i], bounds, i)
+        axes[-1].set_xlabel("step" if time_step is None else "time [s]")
+    _logarithmic_if_positive(grid[-1, 0], [*before[2].flat, *after[2].flat])
+    for i, (name, unit) in enumerate([*names[0], *names[1], ("cost of a step", "1")]):
+        grid[i, 0].set_ylabel(name if unit == "1" else f"{name}\n[{unit}]")
+    figure.align_ylabels(grid[:, 0])
+    handles, labels = grid[n, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right")
+    _save(figure, path)
+
+
 def returns(
     seeds: Sequence[int], expert: np.ndarray | None, learned: np.ndarray, path: Path
 ) -> None:
@@ -190,7 +245,8 @@ def _epochs_along(axes) -> None:
 
 def _logarithmic_if_positive(axes, values: Sequence[float]) -> None:
     known = [value for value in values if math.isfinite(value)]
-    if known and min(known) > 0.0:
+    # Over less than a decade a plain scale has the better ticks.
+    if known and 0.0 < 10.0 * min(known) < max(known):
         axes.set_yscale("log")
 
 

@@ -108,6 +108,16 @@ MAPPINGS = {
             "precision; the model has no limit on the speed."
         ),
     ),
+    # Gymnasium imports the module before the colon, which registers the environment.
+    "diffcontrol.environments:MuJoCoCartpole-v0": ObservationMapping(
+        state_of=np.asarray,  # it observes the state
+        action_of=np.asarray,
+        time_step=0.05,
+        lacks=(
+            "In MuJoCoCartpole-v0 slider and hinge have damping and dry friction, and the motion "
+            "within a step is followed finely; the model lacks friction and takes Euler steps."
+        ),
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """`diffcontrol record`: an expert drives a plant, and what it did becomes demonstrations."""
 
 import dataclasses
+import inspect
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from .controller import build_controller, true_problem
 from .destination import check_destination
 from .episodes import Episodes, check_length, run_episodes, seeds_of
 from .errors import UserError
-from .named import load_problem, system_named
+from .named import load_attribute, load_problem, system_named
 from .plants import modelled_by, plant_named
 from .versions import versions
 
@@ -44,13 +45,17 @@ class Options:
     first_seed: int = 1000
     """The episodes start from the seeds first_seed, first_seed + 1, ..."""
     problem: str | None = None
-    """module:attribute of your own ControlProblem (or a function that returns it): the expert
-    solves it at every step. Needed for plants that none of our systems models."""
+    """module:attribute of your own ControlProblem or MPC (or a function that returns it): the
+    expert solves it at every step. Needed for plants that none of our systems models."""
     state_of: str | None = None
     """module:function, observation -> state (n,), for Gymnasium environments other than
     Pendulum-v1; numpy:asarray if the observation is the state."""
     action_of: str | None = None
     """module:function, control (m,) -> action; by default the control is the action."""
+    least_return: float | None = None
+    """Leave out episodes with a lower return, such as swing-ups that did not succeed."""
+    keep_unsteady: bool = False
+    """Keep episodes in which the expert changed its mind between two plans."""
 
 
 def run(options: Options) -> None:
@@ -78,12 +83,16 @@ def run(options: Options) -> None:
             f"give --steps {episodes.lengths.min()} or fewer."
         )
 
-    solved, steady = ~episodes.unsolved.any(axis=1), steady_episodes(controller, episodes)
-    good = solved & steady
+    solved, steady = ~episodes.unsolved.any(axis=1), np.ones(options.episodes, bool)
+    if not options.keep_unsteady:
+        steady = steady_episodes(controller, episodes)
+    fit = episodes.returns >= (-np.inf if options.least_return is None else options.least_return)
+    good = solved & steady & fit
     if not good.any():
         raise UserError(
-            "Nothing was written: in every episode the expert's solver missed its tolerance or the "
-            "expert changed its mind; smooth or scale the problem, or give its plans more stages."
+            "Nothing was written: in every episode the expert's solver missed its tolerance, the "
+            "expert changed its mind, or the return was too low; smooth or scale the problem, or "
+            "give its plans more stages."
         )
     of = lambda which: [seed for seed, keep in zip(seeds, which, strict=True) if keep]
     description |= {
@@ -93,6 +102,7 @@ def run(options: Options) -> None:
         "seeds": of(good),
         "left_out_unsolved": of(~solved),
         "left_out_changed_its_mind": of(solved & ~steady),
+        "left_out_low_return": of(solved & steady & ~fit),
         "returns": [round(float(value), 4) for value in episodes.returns[good]],
         "versions": versions(),
     }
@@ -111,6 +121,8 @@ def run(options: Options) -> None:
             f"Left out, the expert changed its mind between two plans: seeds {of(solved & ~steady)}"
             ". Learners start from the recorded controls and would find the other plan."
         )
+    if not fit[solved & steady].all():
+        print(f"Left out, the return was too low: seeds {of(solved & steady & ~fit)}.")
 
 
 def steady_episodes(controller: MPC, episodes: Episodes) -> np.ndarray:
@@ -137,16 +149,17 @@ def command_of(options: Options) -> str:
     words = ["diffcontrol", "record", options.plant]
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name != "plant" and value is not None:
+        flag = "--" + field.name.replace("_", "-")
+        if field.name != "plant" and value is not None and value is not False:
             text = value.name if isinstance(value, Path) else str(value)
-            words += ["--" + field.name.replace("_", "-"), text]
+            words += [flag] if value is True else [flag, text]
     return shlex.join(words)
 
 
 def _expert(options: Options) -> tuple[MPC, dict[str, Any]]:
     """The controller, and what the description says about it."""
     if options.problem is not None:
-        return MPC(load_problem(options.problem)), {"problem": options.problem}
+        return _own_expert(options.problem), {"problem": options.problem}
     name = modelled_by(options.plant)
     if name is None:
         raise UserError(
@@ -161,3 +174,11 @@ def _expert(options: Options) -> tuple[MPC, dict[str, Any]]:
         "controller": system.controller,
     }
     return build_controller(true_problem(description), description), description
+
+
+def _own_expert(text: str) -> MPC:
+    """The controller that `module:attribute` names or returns, or one that solves its problem."""
+    value = load_attribute(text)
+    if inspect.isfunction(value) and not inspect.signature(value).parameters:
+        value = value()
+    return value if isinstance(value, MPC) else MPC(load_problem(text))

@@ -1,17 +1,18 @@
-"""The folder that one fit writes, and that `--resume` and `diffcontrol evaluate` read.
+"""The folder that a fit or a tuning writes; `--resume` and `diffcontrol evaluate` read it.
 
-    config.json        the options of the fit, versions, and the fingerprint of its data
+    config.json        the options, versions, and the fingerprint of the data
     description.json   what is learned: system or problem, and the structure of its controller
-    checkpoint.eqx     everything that the fit goes on from
+    checkpoint.eqx     everything that the run goes on from
     metrics.jsonl      one JSON object an epoch
     controller.eqx     the arrays of the learned `ControlProblem`
     parameters.json    start, learned and, where known, true parameters
-    result.json        losses on runs that were neither trained nor selected on
+    result.json        losses on what was neither trained nor selected on
     *.png, *.gif       pictures
 
 Nothing in it is pickled: arrays are `.npy` blocks, everything else is JSON.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import equinox as eqx
 
-from .. import MPC, ControlProblem
+from .. import DDP, MPC, ControlProblem
 from ..learning.files import without_nan, written_whole
 from .controller import build_controller, build_problem
 from .errors import UserError
@@ -48,7 +49,7 @@ def refuse_if_taken(folder: Path) -> None:
     if folder.exists():
         raise UserError(
             f"{folder} exists and is not overwritten; give another --out, or --resume to continue "
-            "the fit in it."
+            "the run in it."
         )
 
 
@@ -95,8 +96,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{path.parent} has no {path.name}, so it is not a folder that `diffcontrol fit` wrote "
-            "to its end; give another, or continue that fit with --resume."
+            f"{path.parent} has no {path.name}, so it is not a folder that `diffcontrol fit` or "
+            "`tune` wrote to its end; give another, or continue that run with --resume."
         ) from None
     except (ValueError, OSError):
         raise UserError(f"{path} cannot be read as JSON; start a new fit.") from None
@@ -120,7 +121,8 @@ def load_description(folder: Path) -> dict[str, Any]:
     """What the fit in `folder` learns.
 
     Its entries are those of the demonstrations' description (`controller.py`); "system" names one
-    of our systems or "problem" the user's own `ControlProblem`.
+    of our systems or "problem" the user's own `ControlProblem`, with another "horizon" and
+    "max_iterations" of its solver if stated.
 
     Raises:
         UserError: if there is none.
@@ -131,7 +133,9 @@ def load_description(folder: Path) -> dict[str, Any]:
 def problem_like(description: dict[str, Any]) -> ControlProblem:
     """A problem of the described structure, with arbitrary parameters."""
     if "problem" in description:
-        return load_problem(description["problem"])
+        problem = load_problem(description["problem"])
+        horizon = description.get("horizon", problem.horizon)
+        return dataclasses.replace(problem, horizon=horizon)
     return build_problem(description, system_named(description["system"]).dynamics())
 
 
@@ -139,7 +143,8 @@ def controller_of(problem: ControlProblem, description: dict[str, Any]) -> MPC:
     """The receding-horizon controller for `problem`."""
     if "controller" in description:
         return build_controller(problem, description)
-    return MPC(problem)
+    stated = {name: description[name] for name in ("max_iterations",) if name in description}
+    return MPC(problem, DDP(**stated))
 
 
 def load_controller(folder: Path) -> MPC:

@@ -1,17 +1,19 @@
 """The one training loop.
 
 Every quantity that decides what comes next (parameters, optimiser, warm starts, position in the
-epoch, sums so far) is an array of one `State`, and the order of an epoch follows from the key
-and the epoch's number alone. So a run that is killed at any moment and resumed from its last
-checkpoint does the same arithmetic, and ends in the same bits, as one that was left alone.
+epoch, sums so far, samples collected with the model) is an array of one `State`, and the order of
+an epoch follows from the key and the epoch's number alone. So a run that is killed at any moment
+and resumed from its last checkpoint does the same arithmetic, and ends in the same bits, as one
+that was left alone.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -32,11 +34,16 @@ from .parametrisation import Parametrisation
 _LEAST_SHARE_JUDGED = 0.5
 
 
+# (model, key) -> samples stacked along axis 0
+Collect: TypeAlias = Callable[[Any, Array], PyTree]
+
+
 class State(eqx.Module):
     """Everything that training goes on from; a checkpoint holds exactly this."""
 
     coordinates: PyTree
     optimiser: PyTree
+    collected: PyTree
     memory: PyTree
     epoch: Int[Array, ""]
     batch: Int[Array, ""]
@@ -92,8 +99,8 @@ def train(
     loss: AbstractLoss,
     parametrisation: Parametrisation,
     coordinates: PyTree,
-    training: PyTree,
-    validation: PyTree,
+    training: PyTree | Collect,
+    validation: PyTree | Collect,
     *,
     optimiser: optax.GradientTransformation,
     epochs: int,
@@ -116,7 +123,10 @@ def train(
     Args:
         loss: judges one sample.
         parametrisation, coordinates: from `parametrise`.
-        training, validation: samples stacked along axis 0.
+        training, validation: samples stacked along axis 0, or a function `(model, key) -> samples`
+            that collects as many with the model of the moment, such as by driving a plant with it.
+            It is called before every epoch for training, with a new key, and before every judgement
+            for validation, always with the same key. What it collects is part of the checkpoint.
         optimiser: from optax; schedules count minibatches.
         epochs: passes over the training samples, in a new random order each.
         batch_size: samples a step.
@@ -137,33 +147,41 @@ def train(
         The best model, the last one, and the metrics.
 
     Raises:
-        ValueError: for sizes below one, and a `clip` that is not positive.
+        ValueError: for sizes below one, a `clip` that is not positive, and collected samples that
+            are not shaped like those before.
         CheckpointError: a `ValueError`, if `folder` holds a fit and `resume` is not asked for, or
             a checkpoint that is damaged or belongs to something else.
         KeyboardInterrupt: at Ctrl-C, after a checkpoint was written.
     """
-    number = size_of(training)
+    check_clip(clip)
+    collect = functools.partial(_collect, parametrisation, training, key)
+    judge = functools.partial(
+        _evaluate, loss if validation_loss is None else validation_loss, validation, key, batch_size
+    )
+    # Also where a checkpoint replaces them: they say how the samples in it are shaped.
+    first = collect(coordinates, 0)
+    number = size_of(training if first is None else first)
     sizes = {
         "`epochs`": epochs,
         "`batch_size`": batch_size,
         "`restart_every`": restart_every,
         "the number of training samples": number,
-        "the number of validation samples": size_of(validation),
+        "the number of validation samples": 1 if callable(validation) else size_of(validation),
     }
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise ValueError(f"train: {name} must be at least 1, got {value}.")
-    check_clip(clip)
     batches = -(-number // batch_size)
 
-    keeper = Keeper(folder, _initial(loss, optimiser, coordinates, training), resume)
+    samples_of = lambda state: training if first is None else state.collected
+    begin = functools.partial(_begin_epoch, loss, collect, samples_of, restart_every)
+    keeper = Keeper(folder, _initial(loss, optimiser, coordinates, first, training), resume)
     state = keeper.state
-    judge = loss if validation_loss is None else validation_loss
     clock = Clock(epochs * batches)
     try:
         if not keeper.lines:
             model = parametrisation.model(state.coordinates)
-            judged = evaluate(judge, model, validation, batch_size)
+            judged = judge(model)
             state = _keep_best(state, judged)
             keeper.epoch_done(state, _line(state, None, judged, describe, model))
             keeper.save()
@@ -175,7 +193,9 @@ def train(
             rows_of = minibatches(order, batch_size)
             for batch in range(int(state.batch), batches):
                 rows = jnp.asarray(rows_of[batch])
-                state = _update(loss, parametrisation, optimiser, clip, state, training, rows)
+                state = _update(
+                    loss, parametrisation, optimiser, clip, state, samples_of(state), rows
+                )
                 keeper.step_done(state)
                 seen = min((batch + 1) * batch_size, number)
                 used = int(state.used)
@@ -197,12 +217,12 @@ def train(
                     keeper.save()
 
             model = parametrisation.model(state.coordinates)
-            judged = evaluate(judge, model, validation, batch_size)
+            judged = judge(model)
             last_validation = judged.loss
             finished = eqx.tree_at(lambda s: s.epoch, state, state.epoch + 1)
             finished = _keep_best(finished, judged)
             line = _line(finished, number, judged, describe, model)
-            state = _begin_epoch(loss, finished, training, restart_every)
+            state = begin(finished)
             keeper.epoch_done(state, line)
         keeper.save()
     except KeyboardInterrupt:
@@ -219,12 +239,27 @@ def train(
     )
 
 
-def _initial(loss, optimiser, coordinates, training) -> State:
+def _collect(parametrisation, training, key, coordinates, epoch: int) -> PyTree:
+    """The training samples of an epoch that are collected with its model, else None."""
+    if not callable(training):
+        return None
+    key = jax.random.fold_in(jax.random.fold_in(key, epoch), 1)
+    return jax.tree.map(jnp.asarray, training(parametrisation.model(coordinates), key))
+
+
+def _evaluate(loss, validation, key, batch_size: int, model) -> Evaluation:
+    if callable(validation):
+        validation = validation(model, jax.random.fold_in(jax.random.fold_in(key, 0), 2))
+    return evaluate(loss, model, validation, batch_size)
+
+
+def _initial(loss, optimiser, coordinates, collected, training) -> State:
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
     return State(
         coordinates=coordinates,
         optimiser=optimiser.init(coordinates),
-        memory=_fresh(loss, training),
+        collected=collected,
+        memory=_fresh(loss, training if collected is None else collected),
         epoch=none,
         batch=none,
         loss_sum=zero,
@@ -254,6 +289,7 @@ def _update(loss, parametrisation, optimiser, clip, state: State, training, rows
     return State(
         coordinates=coordinates,
         optimiser=optimiser_state,
+        collected=state.collected,
         memory=jax.tree.map(
             lambda table, new: table.at[rows].set(new, mode="drop"), state.memory, samples.memory
         ),
@@ -278,14 +314,25 @@ def _keep_best(state: State, judged: Evaluation) -> State:
     )
 
 
-def _begin_epoch(loss, state: State, training, restart_every: int | None) -> State:
+def _begin_epoch(loss, collect, samples_of, restart_every: int | None, state: State) -> State:
     state = eqx.tree_at(
         lambda s: (s.batch, s.loss_sum, s.used),
         state,
         (jnp.zeros_like(state.batch), jnp.zeros_like(state.loss_sum), jnp.zeros_like(state.used)),
     )
-    if restart_every is not None and int(state.epoch) % restart_every == 0:
-        state = dataclasses.replace(state, memory=_fresh(loss, training))
+    collected = collect(state.coordinates, int(state.epoch))
+    if collected is not None:
+        shaped = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+        if shaped(collected) != shaped(state.collected):
+            raise ValueError(
+                "train: the samples that `training` collects must be as many and of the same "
+                f"shapes and types in every epoch; those of epoch {int(state.epoch)} are not."
+            )
+        state = dataclasses.replace(state, collected=collected)
+    # What was remembered belongs to samples that are gone.
+    renewed = collected is not None
+    if renewed or (restart_every is not None and int(state.epoch) % restart_every == 0):
+        state = dataclasses.replace(state, memory=_fresh(loss, samples_of(state)))
     return state
 
 

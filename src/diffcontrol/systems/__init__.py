@@ -6,10 +6,12 @@ them.
 """
 
 from . import cartpole as cartpole
+from . import complex_pendulum as complex_pendulum
 from . import double_integrator as double_integrator
 from . import drawing as drawing
 from . import pendulum as pendulum
 from .cartpole import Cartpole as Cartpole
+from .cartpole import CartpoleWithFriction as CartpoleWithFriction
 from .double_integrator import DoubleIntegrator as DoubleIntegrator
 from .pendulum import ComplexPendulum as ComplexPendulum
 from .pendulum import Pendulum as Pendulum

@@ -8,8 +8,9 @@ M = m_c + m_p and half length l of a uniform pole,
     th'' = (g sin th - a cos th) / (l (4/3 - m_p cos^2 th / M))
     p''  = a - m_p l th'' cos th / M
 
-advanced by explicit Euler: positions move with the old speeds. Sine and cosine are read from the
-state itself, as the papers do; the angle is `atan2(sin, cos)`.
+(a torque at the hinge adds torque / (m_p l) to g sin th), advanced by explicit Euler: positions
+move with the old speeds. Sine and cosine are read from the state itself, as the papers do; the
+angle is `atan2(sin, cos)`.
 """
 
 from collections.abc import Callable
@@ -62,24 +63,85 @@ class Cartpole(eqx.Module):
         self.time_step = fixed_step(time_step)
 
     def __call__(self, x: Float[Array, "5"], u: Float[Array, "1"], t) -> Float[Array, "5"]:
-        position, velocity, cos, sin, speed = x
-        share = self.pole_mass / (self.cart_mass + self.pole_mass)  # m_p / M
-        push = u[0] / (self.cart_mass + self.pole_mass)
-        a = push + share * self.half_length * speed**2 * sin
-        angular = (self.gravity * sin - a * cos) / (self.half_length * (4.0 / 3.0 - share * cos**2))
-        acceleration = a - share * self.half_length * angular * cos
+        return _advance(x, *_accelerations(self, x, u[0], self.gravity * x[3]), self.time_step)
 
-        dt = self.time_step
-        angle = jnp.arctan2(sin, cos) + dt * speed
-        return jnp.stack(
-            [
-                position + dt * velocity,
-                velocity + dt * acceleration,
-                jnp.cos(angle),
-                jnp.sin(angle),
-                speed + dt * angular,
-            ]
-        )
+
+class CartpoleWithFriction(eqx.Module):
+    r"""A cartpole whose slider and hinge resist motion, which the simple `Cartpole` lacks.
+
+    The resistance of a joint that moves at speed v is a force (of the hinge, a torque)
+
+        - damping v - friction tanh(v / v_0),    v_0 = 0.02 [m/s] or [rad/s]
+
+    Dry friction is -friction sign(v); the hyperbolic tangent is its smooth stand-in, which lets a
+    joint at rest creep but has derivatives. Each step is divided into `substeps` of explicit Euler.
+
+    Attributes:
+        gravity: g [m/s^2].
+        cart_mass: m_c [kg].
+        pole_mass: m_p [kg].
+        half_length: l, from the hinge to the middle of the pole [m].
+        cart_damping: of the slider [N s/m].
+        cart_friction: dry friction of the slider [N].
+        pole_damping: of the hinge [N m s/rad].
+        pole_friction: dry friction of the hinge [N m].
+        time_step: dt [s], fixed.
+        substeps: how many steps of integration make one of the system, fixed.
+
+    Raises:
+        TypeError: if a parameter is not a real number, the step not a Python number, or
+            `substeps` not an integer.
+        ValueError: if a parameter is not a scalar, the step not positive, or `substeps` below one.
+    """
+
+    gravity: Float[Array, ""]
+    cart_mass: Float[Array, ""]
+    pole_mass: Float[Array, ""]
+    half_length: Float[Array, ""]
+    cart_damping: Float[Array, ""]
+    cart_friction: Float[Array, ""]
+    pole_damping: Float[Array, ""]
+    pole_friction: Float[Array, ""]
+    time_step: float = eqx.field(static=True)
+    substeps: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        gravity: ArrayLike = 9.8,
+        cart_mass: ArrayLike = 1.0,
+        pole_mass: ArrayLike = 0.1,
+        half_length: ArrayLike = 0.5,
+        cart_damping: ArrayLike = 1.0,
+        cart_friction: ArrayLike = 1.0,
+        pole_damping: ArrayLike = 0.02,
+        pole_friction: ArrayLike = 0.02,
+        time_step: float = 0.05,
+        substeps: int = 2,
+    ):
+        self.gravity = parameter("gravity", gravity)
+        self.cart_mass = parameter("cart_mass", cart_mass)
+        self.pole_mass = parameter("pole_mass", pole_mass)
+        self.half_length = parameter("half_length", half_length)
+        self.cart_damping = parameter("cart_damping", cart_damping)
+        self.cart_friction = parameter("cart_friction", cart_friction)
+        self.pole_damping = parameter("pole_damping", pole_damping)
+        self.pole_friction = parameter("pole_friction", pole_friction)
+        self.time_step = fixed_step(time_step)
+        if isinstance(substeps, bool) or not isinstance(substeps, int):
+            raise TypeError(f"`substeps` must be a Python integer, got {substeps!r}.")
+        if substeps < 1:
+            raise ValueError(f"`substeps` must be at least 1, got {substeps}.")
+        self.substeps = substeps
+
+    def __call__(self, x: Float[Array, "5"], u: Float[Array, "1"], t) -> Float[Array, "5"]:
+        for _ in range(self.substeps):
+            _, velocity, _, sin, speed = x
+            force = u[0] - self.cart_damping * velocity - self.cart_friction * _sign(velocity)
+            torque = -self.pole_damping * speed - self.pole_friction * _sign(speed)
+            pull = self.gravity * sin + torque / (self.pole_mass * self.half_length)
+            accelerations = _accelerations(self, x, force, pull)
+            x = _advance(x, *accelerations, self.time_step / self.substeps)
+        return x
 
 
 def cost() -> GoalCost:
@@ -124,3 +186,32 @@ def problem(horizon: int = 20, dynamics: Callable | None = None) -> ControlProbl
         control_size=1,
         control_bounds=bounds(),
     )
+
+
+def _accelerations(
+    pole: Cartpole | CartpoleWithFriction, x: Array, force: Array, pull: Array
+) -> tuple[Array, Array]:
+    """Of cart [m/s^2] and pole [rad/s^2]; `pull` is g sin th, and what torques add to it."""
+    _, _, cos, sin, speed = x
+    l, share = pole.half_length, pole.pole_mass / (pole.cart_mass + pole.pole_mass)  # m_p / M
+    a = force / (pole.cart_mass + pole.pole_mass) + share * l * speed**2 * sin
+    angular = (pull - a * cos) / (l * (4.0 / 3.0 - share * cos**2))
+    return a - share * l * angular * cos, angular
+
+
+def _advance(x: Array, acceleration: Array, angular: Array, dt: float) -> Array:
+    position, velocity, cos, sin, speed = x
+    angle = jnp.arctan2(sin, cos) + dt * speed
+    return jnp.stack(
+        [
+            position + dt * velocity,
+            velocity + dt * acceleration,
+            jnp.cos(angle),
+            jnp.sin(angle),
+            speed + dt * angular,
+        ]
+    )
+
+
+def _sign(speed: Array) -> Array:
+    return jnp.tanh(speed / 0.02)

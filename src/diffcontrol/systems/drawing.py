@@ -15,6 +15,7 @@ from jaxtyping import ArrayLike
 
 # Colours that are told apart also without colour vision (Okabe and Ito); each has one meaning.
 _BODY, _POSITIVE, _NEGATIVE, _GOAL = "#333333", "#0072b2", "#d55e00", "#009e73"
+_PULL = "#cc79a7"
 
 
 def draw_pendulum(
@@ -53,6 +54,40 @@ def draw_pendulum(
         fontsize=10,
     )
     _legend(ax, "torque, clockwise", "torque, anticlockwise")
+
+
+def draw_complex_pendulum(
+    ax: Any,
+    state: ArrayLike,
+    control: ArrayLike | None,
+    *,
+    wind: float = 0.1,
+    length: float = 1.0,
+    limit: float = 2.0,
+) -> None:
+    """As `draw_pendulum`, with the direction into which gravity and wind pull together.
+
+    Args:
+        ax: matplotlib axes.
+        state: `(cos th, sin th, th')`.
+        control: torque [N m], shape `(1,)`; None for a state that no control follows.
+        wind: tilts the direction of gravity [rad].
+        length: of the rod [m].
+        limit: the torque [N m] drawn as three quarters of a turn; larger ones are cut there.
+    """
+    draw_pendulum(ax, state, control, length=length, limit=limit)
+    # The pull turns the rod as sin(th + wind) does: it is at rest on the far side, at pi - wind.
+    tail = np.array([-1.1 * length, 0.2 * length])
+    ax.annotate(
+        "",
+        xy=tail + 0.5 * length * np.array([np.sin(wind), -np.cos(wind)]),
+        xytext=tail,
+        arrowprops={"arrowstyle": "-|>", "linewidth": 2, "color": _PULL},
+        zorder=2,
+    )
+    ax.text(
+        *(tail + [0.0, 0.05 * length]), "gravity\nand wind", ha="center", fontsize=8, color=_PULL
+    )
 
 
 def draw_cartpole(
