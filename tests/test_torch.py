@@ -150,7 +150,8 @@ def test_shapes():
 # Derivatives.
 
 
-def test_gradcheck_with_bounds_active():
+def with_bounds_active():
+    """A function with derivatives, and its arguments: states and arrays of every kind."""
     layer = controller()
     controls = layer(X0).controls
     low, high = controls == -0.5, controls == 0.4
@@ -160,9 +161,28 @@ def test_gradcheck_with_bounds_active():
     def function(x0, *arrays):
         return flat(layer(x0, **dict(zip(names, arrays, strict=True))))
 
-    arguments = (x0s(), *(layer.get_parameter(name) for name in names))
+    return function, (x0s(), *(layer.get_parameter(name) for name in names))
+
+
+def test_gradcheck():
+    function, arguments = with_bounds_active()
     assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, arguments)
+
+
+def test_gradcheck_of_the_gradient():
+    function, arguments = with_bounds_active()
+
+    def gradient(*arguments):
+        loss = (function(*arguments) * WEIGHTS).sum()
+        parts = torch.autograd.grad(loss, arguments, create_graph=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    assert torch.autograd.gradcheck(gradient, arguments)
+
+
+@pytest.mark.slow
+def test_gradgradcheck():
+    assert torch.autograd.gradgradcheck(*with_bounds_active())
 
 
 def test_func_transforms():
