@@ -20,10 +20,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export SDL_VIDEODRIVER ?= dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short demo-mismatch test test-slow fuzz bench sanitise arm64 lint check clean
+.PHONY: help setup demo demo-short demo-mismatch test test-slow examples fuzz bench sanitise arm64 lint check clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create .venv and install the package in it (again when the sources of the build change)
 
@@ -63,6 +63,9 @@ test: $(STAMP) ## run the tests, without the slow ones
 
 test-slow: $(STAMP) ## run the slow tests only
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
+
+examples: $(STAMP) ## run every program in examples/, with far less work
+	$(PY) -m pytest -n auto --maxprocesses 4 -m slow tests/test_examples.py
 
 fuzz: $(STAMP) ## solve and differentiate 10,000 random problems
 	$(PY) -m tests.fuzz --problems 10000

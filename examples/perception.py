@@ -9,9 +9,9 @@ belong together:
     pictures -> network -> state -> controller -> planned torques -> readout -> voltages
 
 The only loss is the difference of the voltages. Its gradient reaches the network through the
-controller, whose bounds are active, and trains the mass in the controller's model as well. What
-the network takes for the state is true as far as the voltages depend on it: the angle comes first,
-the speed much later.
+controller, whose bounds are active, and trains the mass in the controller's model as well.
+Voltages, readout and mass come out about right. The state is only one that explains the voltages:
+what they hardly depend on, such as angle and speed moved against each other, need not be right.
 """
 
 import sys
@@ -85,6 +85,7 @@ def main() -> None:
     pictures, voltages, states = demonstrations(SAMPLES)
     learner = Learner()
     optimiser = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS + 1)
     left_out = 0
     for step in range(STEPS + 1):
         chosen = torch.randint(SAMPLES, (BATCH,))
@@ -101,6 +102,7 @@ def main() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        schedule.step()
     gain, offset = learner.readout.weight.item(), learner.readout.bias.item()
     print(f"voltage = {gain:.3f} torque + {offset:.3f} (the expert's: 0.8 and 0.5)")
     print(f"{left_out} of {BATCH * (STEPS + 1)} solves did not succeed and were left out")

@@ -11,8 +11,9 @@ not compute again what the forward pass has computed.
 A batch is differentiated sample by sample, and summed where samples share an array, so that a
 sample whose outcome is not used spoils no other, even if it met NaN.
 
-Tensors go to JAX as NumPy views of their memory, which costs less than DLPack, and come back by
-DLPack. Every program is waited for, so torch may change a tensor in place once a call returns.
+Tensors go to JAX as NumPy views of their memory, which JAX reads where it is if it is aligned, and
+copies if not; this costs less than DLPack, by which they come back. Every program is waited for, so
+torch may change its tensors in place once a call returns.
 """
 
 import contextlib
@@ -72,6 +73,12 @@ class Program:
 
     def __deepcopy__(self, memo: dict) -> "Program":
         return self
+
+    def __reduce__(self):
+        raise TypeError(
+            "Compiled programs cannot be pickled: save the `state_dict()` of the module, and load "
+            "it into one that is made anew."
+        )
 
     def pull(self, needed: Flags, given: Flags) -> "Program":
         """`(*inputs, *remembered, *cotangents)` -> cotangents of the inputs that are needed.

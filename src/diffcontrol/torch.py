@@ -79,7 +79,8 @@ class Controller(torch.nn.Module):
     read when the controller is made. Arrays that its plain functions close over are constants: to
     learn one, make it a field of an `eqx.Module` or an argument of an `eqx.Partial`.
 
-    Works in float32 and float64, on the CPU. float64 needs no setting of JAX.
+    Works in float32 and float64, on the CPU. float64 needs no setting of JAX. JAX has threads, so
+    give a `DataLoader` with workers `multiprocessing_context="spawn"`: a fork may hang.
 
     Args:
         problem: what is solved.
@@ -205,11 +206,11 @@ def _raise_if_failed(outputs: Sequence[jax.Array]) -> None:
     success = np.asarray(outputs[-2])
     if success.all():
         return
-    first = tuple(np.argwhere(~success)[0].tolist())
-    where = f", the first of them {first}" if first else ""
+    first = int(np.argmin(success))
+    where = f", the first of them sample {first}" if success.ndim else ""
     raise RuntimeError(
         f"{np.sum(~success)} of {success.size} solves did not succeed{where}: "
-        f"{sentence(np.asarray(outputs[-1])[first])} With `throw=False` mask by `success`."
+        f"{sentence(np.asarray(outputs[-1]).flat[first])} With `throw=False` mask by `success`."
     )
 
 
