@@ -86,6 +86,9 @@ bench: $(STAMP) ## measure speed against the peers, which are installed under .b
 	install more crocoddyl crocoddyl==3.2.1; \
 	install more cvxpylayers torch==2.13.0 cvxpylayers==1.2.0
 	$(PY) -m benchmarks $(BENCH)
+ifeq ($(findstring --help,$(BENCH)),)
+	$(PY) examples/torch_overhead.py $(filter --quick,$(BENCH))
+endif
 
 SANITISE := -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra \
 	-Wno-psabi -Wno-ignored-attributes

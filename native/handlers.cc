@@ -45,7 +45,7 @@ const Kernels<float>& kernels<float>() {
 }
 
 // Below this many multiplications a second thread costs more than it brings.
-constexpr double SMALLEST_SHARED_WORK = 4e5;
+constexpr double SMALLEST_SHARED_WORK = 1e5;
 
 // Counts the calls that are under way.
 struct Busy {

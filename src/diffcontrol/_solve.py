@@ -58,7 +58,7 @@ def solve(
             in values that are known then.
         RuntimeError: at run time, with the sentence of `RESULTS`, if `throw` and not successful.
     """
-    solver, adjoint = _check_algorithms(solver, adjoint, key)
+    solver, adjoint = check_algorithms(solver, adjoint, key)
     x0 = as_floats("x0", x0)
     controls = as_controls(guess)
     for name, values in (("problem", problem), ("x0", x0), ("guess", controls)):
@@ -84,7 +84,7 @@ def solve_from(
     controls: Float[Array, "T m"] | None,
 ) -> Solution:
     """`solve` with stage 0 at absolute time `start`, never raising: for use in a loop."""
-    solver, adjoint = _check_algorithms(solver, None, None)
+    solver, adjoint = check_algorithms(solver, None, None)
     return _solve(problem, x0, solver, controls, adjoint, False, start)
 
 
@@ -131,7 +131,7 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
     )
 
 
-def _check_algorithms(solver, adjoint, key) -> tuple[AbstractSolver, AbstractAdjoint]:
+def check_algorithms(solver, adjoint, key) -> tuple[AbstractSolver, AbstractAdjoint]:
     if not isinstance(solver, AbstractSolver):
         raise TypeError(f"`solver` must be a solver such as DDP(), got {solver!r}.")
     if key is not None:

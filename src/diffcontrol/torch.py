@@ -36,7 +36,7 @@ from ._control_problem import ControlProblem, stage_problem
 from ._iterate import AbstractSolver, run_fixed
 from ._optimality import Point, stage_costs
 from ._result import RESULTS
-from ._solve import _check_algorithms, initial_controls, solve
+from ._solve import check_algorithms, initial_controls, solve
 from ._solver.ddp import DDP
 from ._torch_operation import Operation, Program
 
@@ -108,7 +108,7 @@ class Controller(torch.nn.Module):
         super().__init__()
         if not isinstance(problem, ControlProblem):
             raise TypeError(f"`problem` must be a ControlProblem, got {type(problem).__name__}.")
-        solver, adjoint = _check_algorithms(solver, adjoint, None)
+        solver, adjoint = check_algorithms(solver, adjoint, None)
         arrays, rest = eqx.partition(problem, eqx.is_inexact_array)
         leaves, structure = jax.tree_util.tree_flatten_with_path(arrays)
         self._names = []
