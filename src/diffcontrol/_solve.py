@@ -92,20 +92,33 @@ def solve_from(
 def _solve(problem, x0, solver, controls, adjoint, throw, start) -> Solution:
     stages, x0 = stage_problem(problem, x0, start)
     controls = initial_controls(stages, controls, x0.dtype)
-    solved = adjoint.solve(
-        stages,
+    solution = _describe(stages, solved_by(solver, adjoint, stages, x0, controls))
+    if throw:
+        solution = solution.result.error_if(solution, ~succeeded(solution.result))
+    return solution
+
+
+def solved_by(
+    solver: AbstractSolver, adjoint: AbstractAdjoint, problem: StageProblem, x0: Array, controls
+) -> Solved:
+    """The answer of a solver, with the derivatives of an adjoint."""
+    return adjoint.solve(
+        problem,
         x0,
         controls,
         # Traced here once, since derivative rules call it again.
         until_done=eqx.filter_closure_convert(
-            eqx.Partial(run_until_done, solver), stages, x0, controls
+            eqx.Partial(run_until_done, solver), problem, x0, controls
         ),
         fixed=eqx.Partial(run_fixed, solver),
     )
-    solution = _describe(stages, solved)
-    if throw:
-        solution = solution.result.error_if(solution, ~succeeded(solution.result))
-    return solution
+
+
+def result_of(solved: Solved) -> RESULTS:
+    """How a solve ended: a saddle is no success."""
+    result = solved.outcome.result
+    saddle = (result == RESULTS.successful) & solved.indefinite
+    return choose(saddle, RESULTS.indefinite, result)
 
 
 def _describe(problem: StageProblem, solved: Solved) -> Solution:
@@ -115,8 +128,6 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
     held, factors = solved.held, solved.factors
     linear = linearise(problem, x, u)
     gradient = sum(control_gradient(linear, point.costates, problem.state_size))
-    result = solved.outcome.result
-    result = choose((result == RESULTS.successful) & solved.indefinite, RESULTS.indefinite, result)
     stats = stop_gradient(solved.outcome.stats)
     anchor = jnp.sum(x) + jnp.sum(u)
     return Solution(
@@ -126,7 +137,7 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
         multipliers=jnp.where(held.held, -gradient, 0.0),
         cost=jnp.sum(stage_costs(problem, x, u)),
         gains=riccati.gains(known_system(solved.system, problem, point, held), factors),
-        result=result,
+        result=result_of(solved),
         stats=without_cotangent(stats, anchor, STATS_REFUSE),
     )
 

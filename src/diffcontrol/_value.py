@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._adjoint.base import Solved
 from ._adjoint.implicit import ImplicitAdjoint
 from ._captured import remembered_jit
 from ._control_problem import (
@@ -32,11 +31,11 @@ from ._control_problem import (
     check_order,
     stage_problem,
 )
-from ._iterate import AbstractSolver, run_fixed, run_until_done
+from ._iterate import AbstractSolver
 from ._optimality import Clamped, Point, lagrangian, stage_costs
-from ._result import RESULTS, choose, succeeded
+from ._result import RESULTS, succeeded
 from ._solution import Solution
-from ._solve import as_controls, initial_controls
+from ._solve import as_controls, initial_controls, result_of, solved_by
 from ._solver.ddp import DDP
 from ._tree import promoted_dtype
 from ._types import Numbers, as_floats
@@ -161,8 +160,8 @@ def _with_first_control(
 def _optimal_cost(
     problem: StageProblem, x0: Array, controls: Array, solver: AbstractSolver
 ) -> tuple[Float[Array, ""], RESULTS]:
-    solved = _solved(problem, x0, controls, solver)
-    return _cost(problem, solved.point), _result(solved)
+    solved = solved_by(solver, ImplicitAdjoint(), problem, x0, controls)
+    return _cost(problem, solved.point), result_of(solved)
 
 
 @_optimal_cost.def_jvp
@@ -170,13 +169,13 @@ def _optimal_cost_jvp(primals, tangents):
     problem, x0, controls, solver = primals
     d_problem, d_x0, *_ = tangents
     # Not `_optimal_cost` again: the point is what this derivative is differentiated through.
-    solved = _solved(problem, x0, controls, solver)
+    solved = solved_by(solver, ImplicitAdjoint(), problem, x0, controls)
     _, d_cost = eqx.filter_jvp(
         lambda problem, x0: lagrangian(problem, x0, _at_bounds(problem, solved.point, solved.held)),
         (problem, x0),
         (d_problem, d_x0),
     )
-    cost, result = _cost(problem, solved.point), _result(solved)
+    cost, result = _cost(problem, solved.point), result_of(solved)
     return (cost, result), (d_cost, jax.tree.map(lambda _: None, result))
 
 
@@ -188,21 +187,3 @@ def _at_bounds(problem: StageProblem, point: Point, held: Clamped) -> Point:
 
 def _cost(problem: StageProblem, point: Point) -> Float[Array, ""]:
     return jnp.sum(stage_costs(problem, point.states, point.controls))
-
-
-def _solved(problem: StageProblem, x0: Array, controls: Array, solver: AbstractSolver) -> Solved:
-    """The differentiable solution."""
-    return ImplicitAdjoint().solve(
-        problem,
-        x0,
-        controls,
-        until_done=eqx.Partial(run_until_done, solver),
-        fixed=eqx.Partial(run_fixed, solver),
-    )
-
-
-def _result(solved: Solved) -> RESULTS:
-    """How the solve ended, as `solve` tells it."""
-    result = solved.outcome.result
-    saddle = (result == RESULTS.successful) & solved.indefinite
-    return choose(saddle, RESULTS.indefinite, result)
