@@ -114,7 +114,6 @@ arm64: $(STAMP) ## check that the compiled kernel builds for another processor
 			-I"$$($(PY) -c 'import jax.ffi; print(jax.ffi.include_dir())')" \
 			-c native/$$name.cc -o build/arm64/$$name.o || exit 1; \
 	done
-	PYTHONPATH=build/zig $(PY) -m ziglang c++ -target aarch64-linux-gnu -shared build/arm64/*.o -o build/arm64/native.so
 
 lint: $(STAMP) ## ruff and mypy
 	$(PY) -m ruff check .

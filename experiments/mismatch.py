@@ -25,6 +25,7 @@ It stands beside the library, not in it: it is one experiment, and nobody's tool
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -244,16 +245,21 @@ def learn(
         return fit(task.loss, task.training, task.validation, epochs, 0.1, size, task.size)
 
 
+@functools.cache  # a step is compiled once for one optimiser
+def _optimiser(rate: float, steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(rate, steps), b2=0.95)
+
+
 def _train(loss, model, samples, judged, epochs, rate, batch_size, number, seed):
     coordinates, parametrisation, _ = choose_parameters(model, "dynamics", raw=False)
-    schedule = optax.cosine_decay_schedule(rate, epochs * -(-number // batch_size))
+    optimiser = _optimiser(rate, epochs * -(-number // batch_size))
     return train(
         loss,
         parametrisation,
         coordinates,
         samples,
         judged,
-        optimiser=optax.adam(schedule, b2=0.95),
+        optimiser=optimiser,
         epochs=epochs,
         batch_size=batch_size,
         key=jax.random.key(seed),

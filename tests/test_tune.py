@@ -11,7 +11,7 @@ import pytest
 
 import diffcontrol as dc
 from diffcontrol._cli import main, pictures, run_folder, tune_report
-from diffcontrol._cli.plants import SystemPlant
+from diffcontrol._cli.plants import system_plant
 from diffcontrol._cli.task import LikelihoodRatioTask, RecordedTask
 from diffcontrol.learning import TotalCost, parametrise, sample_gradients
 
@@ -88,6 +88,12 @@ def test_tuning_of_the_users_own_problem(boat, capsys):
     }
     controller = run_folder.load_controller(boat / "run")
     assert float(controller.problem.dynamics.push) == pytest.approx(learned["push"])
+    # Its plant and starts are known from here on.
+    assert main(["evaluate", "run", "--episodes", "2", "--steps", "8"]) == 0
+    report = json.loads((boat / "run" / "evaluation" / "evaluation.json").read_text())
+    assert report["plant"] == "boat:plant" and report["learned"]["mean_return"] < 0.0
+    more = ["--episodes", "2", "--steps", "8", "--out", "other", "--plant", "boat:start"]
+    assert "boat:start" in refused(capsys, "evaluate", "run", *more)
 
 
 @pytest.mark.slow
@@ -124,18 +130,18 @@ def test_tuning_goes_on_from_a_run_folder(boat):
     ("arguments", "words"),
     [
         (["tune", "boat:problem"], "--starts"),
-        (["tune", "unicycle"], "pendulum, cartpole, double_integrator"),
+        (["tune", "unicycle"], "pendulum, cartpole, complex_pendulum, double_integrator"),
         ([*TUNE, "--steps", "0"], "--steps must be at least 1"),
         ([*TUNE, "--learning-rate", "0"], "--learning-rate must be positive"),
         ([*TUNE, "--plant-spread", "-1"], "--plant-spread must not be negative"),
         ([*TUNE, "--noise", "-1"], "--noise must not be negative"),
-        ([*TUNE, "--noise", "1", "2", "3"], "do not fit together"),
+        ([*TUNE, "--noise", "1", "2", "3"], "one for each of the 2 states"),
         ([*TUNE, "--by", "likelihood-ratio"], "differentiated exactly"),
         ([*TUNE, "--from", "absent"], "absent"),
         ([*TUNE[:-1], "boat:wide"], "do not fit together"),
         ([*TUNE, "--plant", "boat:absent"], "no attribute"),
         ([*TUNE, "--plant", "boat:jnp"], "name a callable"),
-        ([*TUNE, "--plant", "unicycle"], "pendulum, cartpole, double_integrator"),
+        ([*TUNE, "--plant", "unicycle"], "pendulum, cartpole, complex_pendulum, double_integrator"),
         ([*TUNE[:2], "--plant", "gymnasium:Pendulum-v1", "--noise", "1"], "brings its own"),
     ],
 )
@@ -160,9 +166,7 @@ def test_tune_leaves_an_existing_folder(boat, capsys):
 
 def on_plant(kind, **settings):
     """A task on the double integrator, driven as a plant without derivatives."""
-    from diffcontrol._cli.named import SYSTEMS
-
-    plant = SystemPlant(SYSTEMS["double_integrator"])
+    plant = system_plant("double_integrator")
     problem = dc.systems.double_integrator.problem(
         horizon=4, dynamics=dc.systems.DoubleIntegrator(mass=2.0)
     )

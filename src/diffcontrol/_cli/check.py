@@ -23,8 +23,8 @@ class Options:
     """
 
     problem: Annotated[str, tyro.conf.Positional]
-    """pendulum, cartpole, double_integrator, or module:attribute of your own ControlProblem (or
-    of a function that takes nothing and returns one)."""
+    """pendulum, complex_pendulum, cartpole, double_integrator, or module:attribute of your own
+    ControlProblem (or of a function that takes nothing and returns one)."""
     x0: tuple[float, ...] | None = None
     """Initial state, as numbers with spaces between them. Your own problem needs it; systems of
     ours start at random."""

@@ -14,9 +14,9 @@ from . import pictures, progress
 from .controller import build_controller, true_problem
 from .episodes import Episodes, check_length, run_episodes, seeds_of
 from .errors import UserError
-from .named import SYSTEMS, axes_of
-from .plants import Plant, plant_named, usual_plant
-from .run_folder import load_controller, load_description, write_json
+from .named import SYSTEMS, axes_of, load_attribute, load_dynamics, system_named
+from .plants import PREFIX, EquationsPlant, Plant, check_fit, plant_named, usual_plant
+from .run_folder import load_controller, load_description, problem_like, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,13 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional]
     """The run folder that `diffcontrol fit` wrote."""
     plant: str | None = None
-    """pendulum, cartpole, double_integrator or gymnasium:ENVIRONMENT; by default the plant that
-    the demonstrations were recorded in."""
+    """pendulum, complex_pendulum, cartpole, double_integrator; module:attribute of a callable
+    (x, u, t) -> next x in JAX, whose reward is minus the problem's stage cost; or
+    gymnasium:ENVIRONMENT. By default the plant that the demonstrations were recorded in, or that
+    the controller was tuned on."""
+    starts: str | None = None
+    """module:function, random key -> initial state (n,), for a plant given as module:attribute;
+    by default those that the controller was tuned from."""
     episodes: int = 20
     """Number N of episodes."""
     steps: int | None = None
@@ -71,7 +76,7 @@ def run(options: Options) -> None:
     if expert is not None:
         controllers["expert"] = expert
 
-    plants = {who: plant_named(name, options.state_of, options.action_of) for who in controllers}
+    plants = {who: _plant(name, options, description) for who in controllers}
     plant = plants["learned"]
     steps = options.steps or plant.most_steps or 200
     check_length(plant, steps)
@@ -95,6 +100,28 @@ def run(options: Options) -> None:
     _say(report)
     written = _draw(out, episodes, seeds, plant.time_step, bounds, description.get("system"))
     print("pictures:", *written, sep="\n  ")
+
+
+def _plant(name: str, options: Options, description: dict[str, Any]) -> Plant:
+    if name.startswith(PREFIX) or ":" not in name:
+        return plant_named(name, options.state_of, options.action_of)
+    problem = problem_like(description)
+    is_problem = name == description.get("problem")
+    dynamics = problem.dynamics if is_problem else load_dynamics(name)
+    starts = options.starts or description.get("starts")
+    if starts is not None:
+        start = load_attribute(starts)
+    elif "system" in description:
+        start = system_named(description["system"]).module.start
+    else:
+        raise UserError(
+            f"It is not known where closed loops on {name} start; give --starts module:function, "
+            "a function of a random key that returns an initial state (n,)."
+        )
+    check_fit(start, name, dynamics, problem.control_size)
+    lacks = f"What the model lacks is not known: {name} is your own."
+    time_step = getattr(dynamics, "time_step", None)
+    return EquationsPlant(name, dynamics, problem.stage_cost, start, time_step, lacks)
 
 
 def expert_of(description: dict[str, Any]) -> MPC | None:

@@ -42,11 +42,13 @@ class Options:
     """
 
     system: Annotated[str, tyro.conf.Positional]
-    """pendulum, cartpole, double_integrator, or module:attribute of your own ControlProblem (or
-    of a function that takes nothing and returns one), whose arrays are learned."""
+    """pendulum, complex_pendulum, cartpole, double_integrator, or module:attribute of your own
+    ControlProblem (or of a function that takes nothing and returns one), whose arrays are
+    learned."""
     data: Annotated[Path | None, tyro.conf.Positional] = None
     """File of demonstrations (.npz, arrays `states` (N, L+1, n) and `controls` (N, L, m)); for
-    pendulum, by default, the one that comes with the package."""
+    pendulum and cartpole, by default, the one that comes with the package (the cartpole's
+    from MuJoCo)."""
     out: Path = Path("run")
     """The run folder to write. It must not exist, unless --resume."""
     resume: bool = False

@@ -142,6 +142,23 @@ SYSTEMS = {
             draw=systems.drawing.draw_cartpole,
         ),
         System(
+            name="complex_pendulum",
+            dynamics=systems.ComplexPendulum,
+            module=systems.complex_pendulum,
+            parameters={
+                "gravity": "m/s^2",
+                "mass": "kg",
+                "length": "m",
+                "damping": "1/s^2",
+                "wind": "rad",
+            },
+            states=(("cos(angle)", "1"), ("sin(angle)", "1"), ("angular speed", "rad/s")),
+            controls=(("torque", "N m"),),
+            combinations={},
+            planning=_PENDULUM_EXPERT,
+            draw=systems.drawing.draw_pendulum,
+        ),
+        System(
             name="double_integrator",
             dynamics=systems.DoubleIntegrator,
             module=systems.double_integrator,
@@ -212,6 +229,23 @@ def load_attribute(text: str) -> Any:
         if not hasattr(value, name):
             raise UserError(f"The module `{module_name}` has no attribute `{path}`.")
         value = getattr(value, name)
+    return value
+
+
+def load_dynamics(text: str) -> Callable:
+    """The callable `(x, u, t) -> next x` that `module:attribute` names, or an instance of a class.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    value = load_attribute(text)
+    if isinstance(value, type):
+        value = value()
+    if not callable(value):
+        raise UserError(
+            f"`{text}` is a {type(value).__name__}; name a callable (x, u, t) -> next x, or a class"
+            " of one."
+        )
     return value
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..systems import Clamped
 from .errors import UserError
-from .named import System, load_attribute, system_named
+from .named import load_attribute, system_named
 
 PREFIX = "gymnasium:"
 
@@ -45,21 +45,32 @@ class Plant(Protocol):
         """Free what the plant holds."""
 
 
-class SystemPlant:
-    """One of our systems with its usual parameters, actuators saturated at its bounds.
+class EquationsPlant:
+    """Equations in JAX; the reward is minus a stage cost.
 
-    The reward is minus its stage cost.
+    Args:
+        name: as on the command line.
+        dynamics: `(x, u, t) -> next x`.
+        cost: `(x, u, t) -> cost`.
+        start: random key -> initial state `(n,)`.
+        time_step: [s], or None where it is not known.
+        lacks: what a model of it leaves out, in a sentence.
     """
 
-    lacks = "The model lacks nothing: plant and model are the same equations."
-
-    def __init__(self, system: System):
-        self.name, self._start = system.name, system.module.start
-        self.time_step: float | None = system.time_step
+    def __init__(
+        self,
+        name: str,
+        dynamics: Callable,
+        cost: Callable,
+        start: Callable,
+        time_step: float | None,
+        lacks: str = "The model lacks nothing: plant and model are the same equations.",
+    ):
+        self.name, self.lacks, self._start = name, lacks, start
+        self.time_step = time_step
         self.most_steps: int | None = None
-        plant, cost = Clamped(system.dynamics(), system.module.bounds()), system.module.cost()
         self._step = jax.jit(
-            jax.vmap(lambda x, u, t: (plant(x, u, t), -cost(x, u, t)), (0, 0, None))
+            jax.vmap(lambda x, u, t: (dynamics(x, u, t), -cost(x, u, t)), (0, 0, None))
         )
 
     def reset(self, seeds):
@@ -195,6 +206,37 @@ class GymnasiumPlant:
         return state
 
 
+def check_fit(start: Callable, name: str, dynamics: Callable, control_size: int) -> int:
+    """The number n of states of a start and dynamics that the user has named.
+
+    Raises:
+        UserError: if they do not fit together.
+    """
+    try:
+        x0 = jnp.asarray(start(jax.random.key(0)), float)
+        following = dynamics(x0, jnp.zeros(control_size), jnp.asarray(0))
+        if x0.ndim != 1 or following.shape != x0.shape:
+            raise ValueError(f"from {x0.shape} the plant goes to {following.shape}")
+    except Exception as wrong:
+        raise UserError(
+            f"Starts and {name} do not fit together for states (n,) and controls ({control_size},) "
+            f"({type(wrong).__name__}: {str(wrong).splitlines()[0]})"
+        ) from wrong
+    return x0.size
+
+
+def system_plant(name: str) -> EquationsPlant:
+    """One of our systems with its usual parameters, its actuators saturated at its bounds.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    system = system_named(name)
+    plant = Clamped(system.dynamics(), system.module.bounds())
+    cost, start = system.module.cost(), system.module.start
+    return EquationsPlant(name, plant, cost, start, system.time_step)
+
+
 def plant_named(name: str, state_of: str | None = None, action_of: str | None = None) -> Plant:
     """The plant of that name: one of our systems, or `gymnasium:ENVIRONMENT`.
 
@@ -207,7 +249,7 @@ def plant_named(name: str, state_of: str | None = None, action_of: str | None = 
     """
     if name.startswith(PREFIX):
         return GymnasiumPlant(name.removeprefix(PREFIX), state_of, action_of)
-    return SystemPlant(system_named(name))
+    return system_plant(name)
 
 
 # Which plant a system is evaluated in, unless told otherwise, and which system models a plant.

@@ -34,7 +34,7 @@ class Options:
     """
 
     plant: Annotated[str, tyro.conf.Positional]
-    """pendulum, cartpole, double_integrator, or gymnasium:ENVIRONMENT such as
+    """pendulum, complex_pendulum, cartpole, double_integrator, or gymnasium:ENVIRONMENT such as
     gymnasium:Pendulum-v1."""
     out: Path
     """The .npz file to write. Nothing is overwritten."""

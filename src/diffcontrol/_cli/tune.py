@@ -31,8 +31,9 @@ class Options:
     """
 
     system: Annotated[str, tyro.conf.Positional]
-    """pendulum, cartpole, double_integrator, or module:attribute of your own ControlProblem (or
-    of a function that takes nothing and returns one), whose arrays are learned."""
+    """pendulum, complex_pendulum, cartpole, double_integrator, or module:attribute of your own
+    ControlProblem (or of a function that takes nothing and returns one), whose arrays are
+    learned."""
     out: Path = Path("run")
     """The run folder to write. It must not exist, unless --resume."""
     resume: bool = False
@@ -41,10 +42,11 @@ class Options:
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """A run folder of `diffcontrol fit` or `tune`, to start from the controller in it."""
     plant: str | None = None
-    """What is driven: pendulum, cartpole, double_integrator with their usual parameters;
-    module:attribute of a callable (x, u, t) -> next x in JAX; or gymnasium:ENVIRONMENT, which has
-    no derivatives. By default the system with its usual parameters, or your own problem's
-    dynamics. A plant should not clip controls: the controller keeps to its bounds."""
+    """What is driven: pendulum, complex_pendulum, cartpole, double_integrator with their usual
+    parameters; module:attribute of a callable (x, u, t) -> next x in JAX; or
+    gymnasium:ENVIRONMENT, which has no derivatives. By default the system with its usual
+    parameters, or your own problem's dynamics. A plant should not clip controls: the
+    controller keeps to its bounds."""
     starts: str | None = None
     """module:function, random key -> initial state (n,). Needed for your own problem, unless the
     plant is a Gymnasium environment, which has starts of its own."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from .. import ControlProblem
 from ..learning import TotalCost
@@ -14,8 +13,8 @@ from .episodes import check_length
 from .errors import UserError
 from .fit_inputs import learner
 from .learner import read_starts, with_starts
-from .named import SYSTEMS, load_attribute, load_problem, system_named
-from .plants import PREFIX, modelled_by, plant_named
+from .named import SYSTEMS, load_attribute, load_dynamics, load_problem, system_named
+from .plants import PREFIX, check_fit, modelled_by, plant_named
 from .run_folder import controller_of, load_controller, load_description, problem_like
 from .settings import check_at_least_one, check_not_negative, check_positive
 from .task import DifferentiableTask, LikelihoodRatioTask, RecordedTask, Task
@@ -66,10 +65,11 @@ def describe(options: Any) -> dict[str, Any]:
         settings["horizon"] = options.horizon
     if options.max_iterations is not None:
         settings["max_iterations"] = options.max_iterations
-    plant = plant_name(options)
-    said.pop("plant", None)
-    if plant in SYSTEMS or plant.startswith(PREFIX):
-        said["plant"] = plant  # `diffcontrol evaluate` can drive it, too
+    # What `diffcontrol evaluate` drives, too.
+    plant = said["plant"] = plant_name(options)
+    said.pop("starts", None)
+    if options.starts is not None:
+        said["starts"] = options.starts
     said.pop("parameters", None)
     if not own and modelled_by(plant) == options.system:
         system = system_named(options.system)
@@ -113,19 +113,12 @@ def task(options: Any, description: dict[str, Any], problem: ControlProblem) -> 
         return _recorded(options, name, problem, measure, control, numbers)
     plant = _plant(name, options.system)
     start = _starts(options)
-    try:
-        x0 = jnp.asarray(start(jax.random.key(0)), float)
-        following = plant(x0, jnp.zeros(problem.control_size), jnp.asarray(0))
-        if following.shape != x0.shape or len(options.noise) not in (0, 1, x0.size):
-            raise ValueError(
-                f"the plant returns shape {following.shape}, and --noise has {len(options.noise)} "
-                "numbers"
-            )
-    except Exception as wrong:
+    n = check_fit(start, name, plant, problem.control_size)
+    if len(options.noise) not in (0, 1, n):
         raise UserError(
-            "Starts, plant and --noise do not fit together for states (n,) and controls "
-            f"({problem.control_size},) ({type(wrong).__name__}: {str(wrong).splitlines()[0]})"
-        ) from wrong
+            f"--noise takes one number, or one for each of the {n} states, not "
+            f"{len(options.noise)}."
+        )
     return DifferentiableTask(
         plant,
         start,
@@ -163,15 +156,9 @@ def _plant(name: str, system: str) -> Callable:
         return SYSTEMS[name].dynamics()
     if name == system:
         return load_problem(name).dynamics
-    value = load_attribute(name) if ":" in name else system_named(name)
-    if isinstance(value, type):
-        value = value()
-    if not callable(value):
-        raise UserError(
-            f"`{name}` is a {type(value).__name__}; name a callable (x, u, t) -> next x, or a class"
-            " of one."
-        )
-    return value
+    if ":" not in name:
+        system_named(name)  # says which there are
+    return load_dynamics(name)
 
 
 def _starts(options: Any) -> Callable:
