@@ -3,7 +3,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := cli,sim,torch,test,dev
+EXTRAS := cli,sim,torch,papers,ray,test,dev
 
 # `make setup PYTHON=...` chooses another interpreter. The first one that is new enough is taken.
 PYTHON ?= $(shell for p in python3 python python3.11 python3.12 python3.13 python3.14; do \
@@ -20,10 +20,10 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export SDL_VIDEODRIVER ?= dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short demo-mismatch test test-slow examples fuzz bench sanitise arm64 lint check clean
+.PHONY: help setup demo demo-short demo-mismatch reproduce reproduce-quick test test-slow examples fuzz bench sanitise arm64 lint check clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create .venv and install the package in it (again when the sources of the build change)
 
@@ -56,7 +56,13 @@ demo demo-short: $(STAMP)
 	$(PY) -m diffcontrol evaluate $(DEMO)
 
 demo-mismatch: $(STAMP) ## who controls better with a wrong model, in runs/mismatch (MISMATCH=--quick)
-	$(PY) -m experiments.mismatch $(MISMATCH)
+	$(PY) -m experiments.mismatch --out runs/mismatch $(MISMATCH)
+
+reproduce: $(STAMP) ## the papers' figures and tables, with a report (FULL=1: at the papers' sizes)
+	$(PY) -m experiments.reproduce $(if $(FULL),--full)
+
+reproduce-quick: $(STAMP) ## see that every experiment runs
+	$(PY) -m experiments.reproduce --quick
 
 test: $(STAMP) ## run the tests, without the slow ones
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -18,11 +18,8 @@ exact; MuJoCo has none, so there it is that of `RecordedPlant`, with the model's
 For each of 8 seeds (of the start, the division of the demonstrations, the training starts), on runs
 and starts held out: the closed-loop cost on the true plant, the imitation loss and the prediction
 error. Every result is a file; a command that is interrupted and run again does what is missing.
-
-It stands beside the library, not in it: it is one experiment, and nobody's tool.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -54,6 +51,10 @@ from diffcontrol.learning import (
     windows,
 )
 
+from . import _main
+from ._rows import Row, verdict
+from ._sweep import say
+
 ARMS = ("system identification", "imitation", "task tuning")
 SOLVER = dc.DDP(max_iterations=50)
 CLIP = 1.0
@@ -71,6 +72,7 @@ class Amount:
         starts: of the closed loops for task tuning, and half as many for validation.
         task_steps: steps of its optimiser.
         held_out: closed loops by which controllers are compared.
+        cases: how many of the two plants.
     """
 
     seeds: int = 8
@@ -80,9 +82,16 @@ class Amount:
     starts: int = 32
     task_steps: int = 40
     held_out: int = 64
+    cases: int = 2
 
 
-QUICK = Amount(seeds=2, runs=10, windows=64, epochs=1, starts=4, task_steps=2, held_out=4)
+SIZES = {
+    "full": Amount(),
+    "reduced": Amount(seeds=3, cases=1),
+    "quick": Amount(
+        seeds=2, runs=10, windows=64, epochs=1, starts=4, task_steps=2, held_out=4, cases=1
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,14 +305,16 @@ def judge(
 
 
 def experiment(out: Path, amount: Amount, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Do what is missing in the folder `out`, and summarise what is there.
+    """Do what is missing in the folder `out`, and summarise what is there: the results of each
+    plant and arm, one a seed.
 
     Raises:
         ValueError: if the folder holds an experiment of another amount.
     """
     _claim(out, amount)
     shares = dict(zip(ARMS, (1.0, 4.0, 8.0), strict=True))  # of the time, about
-    units = [(case, seed, arm) for case in CASES for seed in range(amount.seeds) for arm in ARMS]
+    cases = CASES[: amount.cases]
+    units = [(case, seed, arm) for case in cases for seed in range(amount.seeds) for arm in ARMS]
     missing = [unit for unit in units if not _file(out, *unit).exists()]
     total, done, started = sum(shares[arm] for *_, arm in missing), 0.0, time.monotonic()
     demonstrations = {case.name: case.demonstrations(amount.runs) for case, *_ in missing}
@@ -330,12 +341,12 @@ def experiment(out: Path, amount: Amount, say: Callable[[str], None] = print) ->
             arm: [_read(_file(out, case, seed, arm)) for seed in range(amount.seeds)]
             for arm in ARMS
         }
-        for case in CASES
+        for case in cases
     }
     summary = {name: summarise(of) for name, of in results.items()}
     write_json(out / "mismatch.json", summary)
-    draw(results, out / "mismatch.png")
-    return summary
+    print(table(summary))
+    return results
 
 
 def _claim(out: Path, amount: Amount) -> None:
@@ -421,15 +432,16 @@ def draw(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> Non
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13.0, 3.4 * len(CASES) + 0.6), layout="constrained")
+    figure = Figure(figsize=(13.0, 3.4 * len(results) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(CASES), 4, squeeze=False, width_ratios=(1, 1.5, 1, 1))
+    cases = [case for case in CASES if case.name in results]
+    grid = figure.subplots(len(cases), 4, squeeze=False, width_ratios=(1, 1.5, 1, 1))
     labels = {
         "closed_loop_cost": "closed-loop cost [1]",
         "imitation_loss": "imitation loss [control unit$^2$]",
         "prediction_error": "prediction error [state unit$^2$]",
     }
-    for row, case in zip(grid, CASES, strict=True):
+    for row, case in zip(grid, cases, strict=True):
         of = results[case.name]
         for axes, measure in zip((row[0], row[2], row[3]), MEASURES, strict=True):
             for at, arm in enumerate(ARMS):
@@ -457,32 +469,64 @@ def draw(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> Non
     figure.savefig(path, dpi=110)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.mismatch")
-    parser.add_argument("--out", type=Path, help="folder; by default runs/mismatch")
-    parser.add_argument("--quick", action="store_true", help="under a minute, to see that it runs")
-    parser.add_argument("--seeds", type=int, help=f"repetitions, by default {Amount.seeds}")
-    options = parser.parse_args(arguments)
-    amount = QUICK if options.quick else Amount()
-    if options.seeds is not None:
-        if options.seeds < 1:
-            parser.error(f"--seeds must be at least 1, got {options.seeds}")
-        amount = dataclasses.replace(amount, seeds=options.seeds)
-    out = options.out or Path("runs") / ("mismatch-quick" if options.quick else "mismatch")
-    jax.config.update("jax_enable_x64", True)
-    try:
-        summary = experiment(out, amount, lambda line: print(line, file=sys.stderr, flush=True))
-    except ValueError as problem:
-        print(f"mismatch: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command again does what is missing.", file=sys.stderr)
-        return 130
-    print(table(summary))
-    print(f"{out / 'mismatch.json'} and {out / 'mismatch.png'}")
-    return 0
+def measure(amount: Amount, context: _main.Context) -> dict[str, Any]:
+    """What a full run commits: no parameters and single closed loops."""
+    results = experiment(context.folder, amount, say)
+    dropped = ("parameters", "closed_loop_costs")
+    keep = lambda result: {k: v for k, v in result.items() if k not in dropped}
+    return {
+        name: {arm: [keep(result) for result in each] for arm, each in of.items()}
+        for name, of in results.items()
+    }
 
+
+def rows(amount: Amount, found: dict[str, Any]) -> list[Row]:
+    """Imitation against system identification; task tuning, which the papers do not have."""
+    made = []
+    for name, of in found.items():
+        compared = summarise(of)["comparisons"]
+        lowered, better, worse = compared.values()
+        row = lambda figure, claim, metric, published, value, bar, of=of: Row(
+            "DiffMPC",
+            figure,
+            f"{claim}, {name} in closed loop",
+            metric,
+            published,
+            value[0],
+            amount.seeds,
+            verdict(value[0], bar, lower=False),
+            f"95 % interval {value[0]:.3g} +- {value[1]:.2g}.",
+        )
+        made += [
+            row(
+                "Fig. 5",
+                "imitation imitates better than system identification",
+                "mean ratio of imitation losses, sysid over imitation",
+                0.18 / 0.13,
+                better,
+                1.4,
+            ),
+            row(
+                "Fig. 5",
+                "and predicts worse",
+                "mean ratio of prediction errors, imitation over sysid",
+                0.0027 / 0.0019,
+                worse,
+                1.0,
+            ),
+            row(
+                "Fig. 5",
+                "tuning for the task controls better than system identification",
+                "mean reduction of the closed-loop cost [%]",
+                None,
+                lowered,
+                20.0,
+            ),
+        ]
+    return made
+
+
+EXPERIMENT = _main.Experiment("mismatch", SIZES, measure, rows, draw)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main.main(EXPERIMENT))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import mismatch
+from experiments import _main, mismatch
 
 
 def result(cost, imitation=1.0, prediction=1.0):
@@ -66,18 +66,20 @@ def fakes(monkeypatch, log, stop_after=None):
 def test_what_is_missing_is_done_and_no_more(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
     log, out = [], tmp_path / "mismatch"
+    both = ["--out", str(out), "--quick", "--cases", "2"]
+    run = lambda *arguments: _main.main(mismatch.EXPERIMENT, arguments)
     with monkeypatch.context() as patched:
         fakes(patched, log, stop_after=4)
-        assert mismatch.main(["--out", str(out), "--quick"]) == 130
+        assert run(*both) == 130
     assert len(log) == 4
     with monkeypatch.context() as patched:
         fakes(patched, log)
-        assert mismatch.main(["--out", str(out), "--quick"]) == 0
+        assert run(*both) == 0
         assert len(log) == 12 and len(set(log)) == 12
-        assert mismatch.main(["--out", str(out), "--quick"]) == 0
+        assert run(*both) == 0
         assert len(log) == 12
         # Another amount is another experiment.
-        assert mismatch.main(["--out", str(out)]) == 2
+        assert run(*both[:-1], "1") == 2
     # Imitation and task tuning start from what system identification found.
     assert {gravity for *_, arm, gravity in log if arm != mismatch.ARMS[0]} == {10.0}
     assert 10.0 not in {gravity for *_, arm, gravity in log if arm == mismatch.ARMS[0]}
@@ -90,4 +92,5 @@ def test_what_is_missing_is_done_and_no_more(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_quick_run_from_start_to_end(tmp_path):
     pytest.importorskip("mujoco")
-    assert mismatch.main(["--out", str(tmp_path / "run"), "--quick", "--seeds", "1"]) == 0
+    arguments = ["--out", str(tmp_path / "run"), "--quick", "--seeds", "1", "--cases", "2"]
+    assert _main.main(mismatch.EXPERIMENT, arguments) == 0

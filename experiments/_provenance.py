@@ -1,0 +1,24 @@
+"""What numbers were computed with."""
+
+import functools
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from diffcontrol._cli.versions import versions
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Versions of packages, and the commit of this project, with "+" where files have changed."""
+    return {"versions": versions(), "commit": _commit()}
+
+
+def _commit() -> str | None:
+    git = lambda *arguments: subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,200 @@
+"""What the experiments share: sweeps, rows, results, the report; and that each of them runs."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import _imitation, _rows, reproduce
+from experiments._rows import Row, publish, short, verdict
+from experiments._sweep import sweep
+
+NAMES = tuple(reproduce.EXPERIMENTS)
+
+
+# --- Sweeps; workers import what they run, so it stands at the top -------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    number: int
+    what: str = "square"
+
+
+def run(job: Job):
+    if job.what == "fail":
+        raise ArithmeticError("no square today")
+    if job.what == "crash":
+        os._exit(7)
+    return {"square": job.number**2, "nan": float("nan"), "process": os.getpid()}
+
+
+def jobs(count, **others):
+    return {f"job-{k}": Job(k) for k in range(count)} | others
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Two workers, of whose jobs one fails and one takes its worker with it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    asked = {"bad": Job(1, "fail"), "gone": Job(2, "crash")} | jobs(4)
+    return folder, sweep(run, asked, folder, workers=2)
+
+
+def test_a_job_that_fails_or_crashes_loses_itself_alone(swept):
+    folder, found = swept
+    assert {name: result["square"] for name, result in found.items()} == {
+        f"job-{k}": k * k for k in range(4)
+    }
+    record = json.loads((folder / "job-3.json").read_text())
+    assert record["config"] == {"number": 3, "what": "square"} and record["result"]["nan"] is None
+    assert {"versions", "commit", "seconds"} <= record.keys()
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_rerun_does_only_what_is_missing(swept, capsys):
+    folder, first = swept
+    (folder / "job-2.json").unlink()
+    again = sweep(run, jobs(4), folder, workers=1)
+    assert "[1/1] job-2" in capsys.readouterr().err
+    same = [name for name in again if again[name]["process"] == first[name]["process"]]
+    assert same == ["job-0", "job-1", "job-3"]
+
+
+def test_results_of_another_configuration_are_not_taken(swept):
+    folder, _ = swept
+    with pytest.raises(ValueError, match="number"):
+        sweep(run, {"job-1": Job(5)}, folder)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_does_the_same(tmp_path, capsys):
+    pytest.importorskip("ray")
+    found = sweep(run, jobs(2, bad=Job(1, "fail")), tmp_path, ray="local")
+    assert {name: result["square"] for name, result in found.items()} == {"job-0": 0, "job-1": 1}
+    assert "no square today" in capsys.readouterr().err
+
+
+# --- Rows and results ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ours, bar, lower, said",
+    [
+        (1.0, 1.0, True, "reached"),
+        (0.5, 1.0, True, "beyond"),
+        (1.1, 1.0, True, "short"),
+        (0.0, 1.0, True, "beyond"),
+        (1.0, 1.0, False, "reached"),
+        (2.0, 1.0, False, "beyond"),
+        (0.9, 1.0, False, "short"),
+        (float("inf"), 1.0, True, "short"),
+        (float("nan"), 1.0, False, "short"),
+    ],
+)
+def test_verdicts(ours, bar, lower, said):
+    assert verdict(ours, bar, lower=lower) == said
+
+
+ROW = Row("DiLQR", "Fig. 2", "fast", "ratio [1]", 128.0, 140.0, 1, "reached")
+
+
+def test_a_miss_needs_a_reason_and_a_result_a_number():
+    with pytest.raises(ValueError, match="reason"):
+        dataclasses.replace(ROW, verdict="short")
+    with pytest.raises(ValueError, match="nan"):
+        dataclasses.replace(ROW, ours=float("nan"))
+
+
+def test_the_summary_takes_the_full_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(_rows, "RESULTS", tmp_path)
+    for size, ours in (("full", 150.0), ("reduced", 90.0)):
+        publish("speed", size, "run it", [dataclasses.replace(ROW, ours=ours)], {"found": {}})
+    publish("other", "reduced", "run that", [ROW], {"found": {}})
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(row["ours"], row["size"]) for row in summary] == [(140.0, "reduced"), (150.0, "full")]
+
+
+def test_numbers_are_shortened():
+    assert short({"a": [1.23456789, float("nan"), 3], "b": np.array([2.0])}) == {
+        "a": [1.2346, None, 3],
+        "b": [2.0],
+    }
+
+
+def test_the_committed_summary_says_what_is_asked():
+    rows = json.loads((_rows.RESULTS / "summary.json").read_text())
+    for row in rows:
+        assert row["paper"] in ("DiffMPC", "DiLQR")
+        assert row["verdict"] in ("beyond", "reached", "explained", "short")
+        assert row["why"] or row["verdict"] in ("beyond", "reached")
+        assert np.isfinite(row["ours"]) and row["seeds"] >= 1
+        assert row["command"].startswith("python -m experiments.")
+    stored = [json.loads(path.read_text())["rows"] for path in _rows.chosen().values()]
+    assert rows == [row for each in stored for row in each]
+
+
+def test_the_report_needs_no_other_file(tmp_path):
+    pytest.importorskip("matplotlib")
+    from experiments import report
+
+    assert report.main(["--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    for name in _rows.chosen():
+        assert f'<h2 id="{name}">' in page
+
+
+# --- The papers' protocol ------------------------------------------------------------------------
+
+
+def test_the_learned_cost_has_its_minimum_where_the_papers_say():
+    import jax
+    import jax.numpy as jnp
+
+    w, p = jnp.array([0.3, -1.0, 2.0]), jnp.array([-0.5, 0.2, 0.0])
+    cost = _imitation.LearnedCost(w, p)
+    q = jax.nn.sigmoid(w)
+    best = -p / jnp.sqrt(q)
+    slope = jax.grad(lambda tau: cost(tau[:2], tau[2:], 0))(best)
+    np.testing.assert_allclose(slope, 0.0, atol=1e-15)
+
+
+@pytest.mark.slow
+def test_training_recovers_what_plans_depend_on():
+    trial = _imitation.Trial("pendulum", "sysid", 50, seed=0, epochs=600)
+    result = _imitation.train(trial)
+    assert result["epochs"] == 600 and len(result["curve"]["train"]) == 200
+    found = _imitation.identifiable("pendulum", result["parameters"])
+    np.testing.assert_allclose(found, [10.0, 1.0], rtol=1e-3)
+    assert result["test"] < 1e-6 and result["left_out"] == 0.0
+
+
+# --- Each experiment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_has_three_sizes_and_says_what_it_is(name):
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    assert experiment.name == name and experiment.sizes.keys() == {"full", "reduced", "quick"}
+    for config in experiment.sizes.values():
+        json.dumps(dataclasses.asdict(config))
+    readme = Path(importlib.import_module("experiments").__file__).with_name("README.md")
+    assert f"experiments.{name}" in readme.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_runs(name, tmp_path):
+    command = [sys.executable, "-m", f"experiments.{name}", "--quick", "--out", str(tmp_path)]
+    root = Path(__file__).parent.parent
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
