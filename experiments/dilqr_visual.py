@@ -48,14 +48,13 @@ from ._pixels import (
 from ._rows import Row, verdict
 from ._sweep import say, sweep
 
-HORIZON = 40  # with fewer stages some starts are left hanging
+SWINGS = (3, 6, 10, 15)  # [steps] of full torque to one side, in guesses
 DT = 0.05  # [s]
 LENGTH = 80  # of a recorded run
 WRONG = {"gravity": 7.0, "mass": 1.4}  # true: 10 m/s^2 and 1 kg; the length is known
 ALONE = 0.25  # share of the training through the controller in which only these are learned
-UNROLLED = 8  # pictures that one window is compared with in a step of training
-# Pictures ahead in training, and its rate. With 5e-4 the longer one diverges.
-AUTO = {"auto-encoder, one step": (1, 5e-4), "auto-encoder, eight steps": (UNROLLED, 2e-4)}
+# Whether it is trained on what it predicts itself, and its rate. With 5e-4 the longer one diverges.
+AUTO = {"auto-encoder, one step": (False, 5e-4), "auto-encoder, eight steps": (True, 2e-4)}
 COLOURS = {"controller": "#0072B2", **dict(zip(AUTO, ("#E69F00", "#D55E00"), strict=True))}
 
 
@@ -81,6 +80,12 @@ class Config:
     """Closed loops from pictures."""
     loop: int = 200
     """Their length."""
+    horizon: int = 40
+    """Stages of a plan, and pictures ahead that are compared. Fewer leave some starts hanging."""
+    guesses: int = 4
+    """Pairs of further guesses for a plan, at most 4."""
+    unrolled: int = 8
+    """Pictures that one window is compared with in a step of training."""
 
 
 SIZES = {
@@ -88,7 +93,17 @@ SIZES = {
     "reduced": Config(seeds=1),
     # Batches of one size are compiled once.
     "quick": Config(
-        seeds=1, first_steps=20, steps=2, batch=2, runs=4, held_out=4, starts=4, loop=20
+        seeds=1,
+        first_steps=20,
+        steps=2,
+        batch=2,
+        runs=4,
+        held_out=4,
+        starts=4,
+        loop=20,
+        horizon=10,
+        guesses=1,
+        unrolled=2,
     ),
 }
 
@@ -110,21 +125,22 @@ class Model(eqx.Module):
     logarithms: dict[str, jax.Array]
 
 
-def controller(pendulum: dc.systems.Pendulum) -> dc.MPC:
+def controller(config: Config, pendulum: dc.systems.Pendulum) -> dc.MPC:
     """The papers' cost and bounds, and full torque to either side for a while as further guesses.
 
-    Plans have several minima: left or right, one swing or two.
+    Plans have several minima: left or right, one swing or two. With fewer guesses the same state
+    gets another plan from scratch than in the middle of a run.
     """
-    early = jnp.arange(HORIZON)[:, None] < 6
-    swing = jnp.where(early, 2.0, -2.0)
-    problem = dc.systems.pendulum.problem(HORIZON, pendulum)
-    return dc.MPC(problem, dc.DDP(max_iterations=30), jnp.stack([swing, -swing]))
+    lengths = jnp.array(SWINGS[: config.guesses])
+    early = jnp.arange(config.horizon)[None, :, None] < lengths[:, None, None]
+    swings = jnp.where(early, 2.0, -2.0)
+    problem = dc.systems.pendulum.problem(config.horizon, pendulum)
+    return dc.MPC(problem, dc.DDP(max_iterations=30), jnp.concatenate([swings, -swings]))
 
 
-def learned(model: Model) -> dc.MPC:
-    return controller(
-        dc.systems.Pendulum(**{name: jnp.exp(v) for name, v in model.logarithms.items()})
-    )
+def learned(config: Config, model: Model) -> dc.MPC:
+    values = {name: jnp.exp(value) for name, value in model.logarithms.items()}
+    return controller(config, dc.systems.Pendulum(**values))
 
 
 @eqx.filter_jit
@@ -161,7 +177,7 @@ def expert_runs(config: Config, key):
     angle, speed = jax.random.uniform(key, (2, count), minval=-1.0) * jnp.array([[jnp.pi], [1.0]])
     starts = jnp.stack([jnp.cos(angle), jnp.sin(angle), speed], axis=1)
     plant = dc.systems.Pendulum()
-    run = lambda starts: drive(controller(plant), plant, starts, LENGTH)
+    run = lambda starts: drive(controller(config, plant), plant, starts, LENGTH)
     return run(starts[: config.runs]), run(starts[config.runs :])
 
 
@@ -212,13 +228,14 @@ def follow(model: Model, key, progress, runs, config: Config):
     the networks drift to states of their own with which a wrong pendulum predicts as well.
     """
     keys = jax.random.split(key, 3)
-    states = windows(runs, keys[0], config.batch, HORIZON)
-    reach = 10.0 + (HORIZON - 10.0) * jnp.clip(2.0 * (progress - ALONE), 0.0, 1.0)
-    ahead = (reach + 1.0) * jax.random.uniform(keys[1], (config.batch, UNROLLED))
+    states = windows(runs, keys[0], config.batch, config.horizon)
+    reach = 10.0 + (config.horizon - 10.0) * jnp.clip(2.0 * (progress - ALONE), 0.0, 1.0)
+    ahead = (reach + 1.0) * jax.random.uniform(keys[1], (config.batch, config.unrolled)) ** 2
     ahead = ahead.astype(int)
 
     def one(states, ahead):
-        mpc, state = learned(model), model.encoder(render(states[:FRAMES], config.image_size))
+        mpc = learned(config, model)
+        state = model.encoder(render(states[:FRAMES], config.image_size))
         plan = mpc.plan(state, mpc.init(state))
         wanted = render(states[FRAMES - 1 + ahead], config.image_size)
         error = jnp.mean((jax.vmap(model.decoder)(plan.states[ahead]) - wanted) ** 2)
@@ -230,9 +247,10 @@ def follow(model: Model, key, progress, runs, config: Config):
     return error + kept, 1 - jnp.mean(good)
 
 
-def predict(model: Model, key, progress, runs, config: Config, ahead: int):
+def predict(model: Model, key, progress, runs, config: Config, unroll: bool):
     """Loss of the auto-encoder, over as many pictures as `follow` compares."""
-    states = windows(runs, key, config.batch * UNROLLED // ahead, ahead)
+    count, ahead = (1, config.unrolled) if unroll else (config.unrolled, 1)
+    states = windows(runs, key, config.batch * count, ahead)
     pictures = render(states, config.image_size)
     found = continued(model.encoder, model.decoder, pictures[:, :FRAMES], ahead)
     return jnp.mean((found - pictures[:, FRAMES:]) ** 2), 0.0
@@ -302,16 +320,16 @@ def run(job: Job) -> dict[str, Any]:
         "controller", first, loss, config.steps, 3e-4, job.seed, wait
     )
     autos, auto = {}, first
-    for name, (ahead, rate) in AUTO.items():
-        loss = functools.partial(predict, runs=runs, config=config, ahead=ahead)
+    for name, (unroll, rate) in AUTO.items():
+        loss = functools.partial(predict, runs=runs, config=config, unroll=unroll)
         auto, _ = train(name, auto, loss, config.steps, rate, job.seed)
         autos[name] = auto
 
     seen = render(unseen[:, :FRAMES], size)
-    wanted = render(unseen[:, FRAMES : FRAMES + HORIZON], size)
-    found = {"controller": foreseen(ours, seen), "before": foreseen(first, seen)}
+    wanted = render(unseen[:, FRAMES : FRAMES + config.horizon], size)
+    found = {"controller": foreseen(ours, seen, config), "before": foreseen(first, seen, config)}
     for name, auto in autos.items():
-        found[name] = continued(auto.encoder, auto.decoder, seen, HORIZON)
+        found[name] = continued(auto.encoder, auto.decoder, seen, config.horizon)
     errors = {name: np.mean((found[name] - wanted) ** 2, axis=(2, 3)) for name in found}
     return {
         "errors": {
@@ -323,14 +341,14 @@ def run(job: Job) -> dict[str, Any]:
         },
         "left out": float(left_out.mean()),
         "swing": swing_up(ours, config),
-        "pictures": pictures_of(ours, unseen, wanted, found, size),
+        "pictures": pictures_of(ours, unseen, wanted, found, config),
     }
 
 
-def foreseen(model: Model, pictures):
-    """The `HORIZON` pictures that follow if the controller drives its own model."""
-    mpc, starts = learned(model), perceived(model.encoder, pictures)
-    states = drive(mpc, mpc.problem.dynamics, starts, HORIZON)
+def foreseen(model: Model, pictures, config: Config):
+    """The `config.horizon` pictures that follow if the controller drives its own model."""
+    mpc, starts = learned(config, model), perceived(model.encoder, pictures)
+    states = drive(mpc, mpc.problem.dynamics, starts, config.horizon)
     return drawn(model.decoder, states[:, 1:])
 
 
@@ -347,7 +365,7 @@ def swing_up(model: Model, config: Config):
         pictures = jnp.concatenate([pictures[:, 1:], newest], axis=1)
         return perceived(model.encoder, pictures)
 
-    states = drive(learned(model), dc.systems.Pendulum(), starts, config.loop, look)
+    states = drive(learned(config, model), dc.systems.Pendulum(), starts, config.loop, look)
     angles = np.arctan2(states[..., 1], states[..., 0])
     last = slice(-round(1 / DT), None)
     worst = np.abs(angles[:, last]).max(axis=1), np.abs(states[:, last, 2]).max(axis=1)
@@ -359,13 +377,13 @@ def swing_up(model: Model, config: Config):
     }
 
 
-def pictures_of(model: Model, unseen, wanted, found, size: int):
+def pictures_of(model: Model, unseen, wanted, found, config: Config):
     """A few, for the figure."""
-    shown = unseen[:8, FRAMES - 1]
-    states = perceived(model.encoder, render(unseen[:8, :FRAMES], size))
-    at = slice(0, HORIZON, 5)
+    seen = render(unseen[:8, :FRAMES], config.image_size)
+    states = perceived(model.encoder, seen)
+    at = slice(0, config.horizon, 5)
     return {
-        "observed": packed(render(shown, size)),
+        "observed": packed(seen[:, -1]),
         "reconstructed": packed(drawn(model.decoder, states[:, None])[:, 0]),
         "true": packed(wanted[0, at]),
         **{name: packed(found[name][0, at]) for name in COLOURS},
@@ -384,8 +402,11 @@ def measure(config: Config, context: _main.Context):
 # --- What comes of it ----------------------------------------------------------------------------
 
 
+row = functools.partial(Row, "DiLQR", "visual")
+
+
 def _errors(found, name: str, what: str):
-    """`(seeds, HORIZON)`."""
+    """`(seeds, horizon)`."""
     return np.array([seed["errors"][name][what] for seed in found["seeds"]], float)
 
 
@@ -404,9 +425,7 @@ def _row_of_errors(found, what: str, claim: str, metric: str):
         f"Ratios over seeds and steps {said}. Above 1 in {np.sum(worst > 1)} of {count}, none "
         f"later than {DT * late:.2f} s ahead."
     )
-    return Row(
-        "DiLQR", "visual", claim, metric, None, largest, len(worst), verdict(largest, 1.0), why
-    )
+    return row(claim, metric, None, largest, len(worst), verdict(largest, 1.0), why)
 
 
 def rows(config: Config, found):
@@ -429,9 +448,7 @@ def rows(config: Config, found):
             "and their error varies less from start to start",
             "largest ratio of variances of the error, of all seeds, steps and both auto-encoders",
         ),
-        Row(
-            "DiLQR",
-            "visual",
+        row(
             "swing-up from pictures with 2 N m, in closed loop from near hanging",
             f"share of {config.starts} starts that end balanced, of the worst seed",
             None,
@@ -440,70 +457,63 @@ def rows(config: Config, found):
             verdict(share, 0.9, lower=False, clearly=1.1),
             f"Balanced of {config.starts}, by seed: {', '.join(map(str, succeeded))}.",
         ),
-        Row(
-            "DiLQR",
-            "visual",
-            "gravity and mass of the controller's model are learned from pictures alone",
+        row(
+            "gravity and mass of the controller's model are learned from pictures, without labels",
             "largest relative error of either, from 0.4 at the start",
             None,
             max(off),
             seeds,
             verdict(max(off), 0.1),
-            f"By seed: {', '.join(f'{value:.2g}' for value in off)}.",
+            f"By seed: {', '.join(f'{value:.2g}' for value in off)}. Before that, the networks "
+            "learned from pictures of known states.",
         ),
     ]
 
 
+def _name(ax, title: str, x: str, y: str):
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+
+
 def draw(found, path):
     figure, axes = _pictures.grid(3, 2, width=12.0, height=8.5)
+    (seen, ahead), (errors, spreads), (swings, physics) = axes
     sheet = {name: unpacked(stored) for name, stored in found["pictures"].items()}
-    strips(axes[0, 0], sheet, ["observed", "reconstructed"])
-    axes[0, 0].set_title("observations and reconstructions (Fig. 8)", fontsize=10)
-    strips(axes[0, 1], sheet, ["true", "controller", *AUTO])
-    axes[0, 1].set_title("predicted from one observation, every 0.25 s (Fig. 9)", fontsize=10)
+    strips(seen, sheet, ["observed", "reconstructed"])
+    seen.set_title("observations and reconstructions (Fig. 8)", fontsize=10)
+    strips(ahead, sheet, ["true", "controller", *AUTO])
+    ahead.set_title("predicted from one observation, every 0.25 s (Fig. 9)", fontsize=10)
 
-    time = DT * np.arange(1, HORIZON + 1)
-    for name, colour in COLOURS.items():
+    before = "controller, before training through it"
+    for name, line in [*((name, "-") for name in COLOURS), ("before", ":")]:
         mean = _errors(found, name, "mean").mean(axis=0)
         spread = np.sqrt(_errors(found, name, "variance").mean(axis=0))
-        axes[1, 0].plot(time, mean, color=colour, label=name)
-        axes[1, 1].plot(time, spread, color=colour, label=name)
-    axes[1, 0].plot(
-        time,
-        _errors(found, "before", "mean").mean(axis=0),
-        color=COLOURS["controller"],
-        linestyle=":",
-        label="controller, before training through it",
-    )
-    axes[1, 0].set_ylabel("squared error a pixel [1]")
-    axes[1, 0].set_title("error of predicted pictures, mean of starts (Fig. 10)", fontsize=10)
-    axes[1, 1].set_ylabel("its standard deviation [1]")
-    axes[1, 1].set_title("the same, from start to start", fontsize=10)
-    for ax in axes[1]:
-        ax.set_xlabel("time ahead [s]")
-        ax.set_yscale("log")
-    axes[1, 0].legend(fontsize=7)
+        time = DT * np.arange(1, len(mean) + 1)
+        look = {"color": COLOURS.get(name, COLOURS["controller"]), "linestyle": line}
+        errors.semilogy(time, mean, label=before if name == "before" else name, **look)
+        spreads.semilogy(time, spread, **look)
+    title = "error of predicted pictures, mean of starts (Fig. 10)"
+    _name(errors, title, "time ahead [s]", "squared error a pixel [1]")
+    _name(spreads, "the same, from start to start", "time ahead [s]", "its standard deviation [1]")
+    errors.legend(fontsize=7)
 
     for number, seed in enumerate(found["seeds"]):
         colour = _pictures.SEEDS[number % 8]
-        for angles in np.array(seed["swing"]["angles"], float):
-            at = 2 * DT * np.arange(len(angles))
-            axes[2, 0].plot(at, np.abs(angles), color=colour, linewidth=0.6, alpha=0.7)
-        for name, line in (("gravity", "-"), ("mass", "--")):
-            curve = np.array(seed["physics"][name], float) / {"gravity": 10.0, "mass": 1.0}[name]
+        angles = np.abs(np.array(seed["swing"]["angles"], float)).T
+        swings.plot(2 * DT * np.arange(len(angles)), angles, color=colour, linewidth=0.6, alpha=0.7)
+        for name, true, line in (("gravity", 10.0, "-"), ("mass", 1.0, "--")):
+            curve = np.array(seed["physics"][name], float) / true
             steps = np.linspace(0, found["steps"], len(curve))
-            axes[2, 1].plot(
-                steps, curve, color=colour, linestyle=line, label=f"{name}, seed {number}"
-            )
-    axes[2, 0].axhline(0.2, color=_pictures.COLOURS["published"], linewidth=0.8, linestyle=":")
-    axes[2, 0].set_xlabel("time [s]")
-    axes[2, 0].set_ylabel("angle from upright [rad]")
-    axes[2, 0].set_title("swing-up from pictures, a line a start", fontsize=10)
-    axes[2, 1].axhline(1.0, color=_pictures.COLOURS["published"], linewidth=0.8, linestyle=":")
-    axes[2, 1].set_xlabel("step of training through the controller [1]")
-    axes[2, 1].set_ylabel("parameter / true [1]")
-    axes[2, 1].set_title("physical parameters learned from pictures", fontsize=10)
-    axes[2, 1].legend(fontsize=7, ncols=max(1, len(found["seeds"])))
+            label = f"{name}, seed {number}"
+            physics.plot(steps, curve, color=colour, linestyle=line, label=label)
+    for ax, level in ((swings, 0.2), (physics, 1.0)):
+        ax.axhline(level, color=_pictures.COLOURS["published"], linewidth=0.8, linestyle=":")
+    title = "swing-up from pictures, a line a start"
+    _name(swings, title, "time [s]", "angle from upright [rad]")
+    title = "physical parameters learned from pictures"
+    _name(physics, title, "step of training through the controller [1]", "parameter / true [1]")
+    physics.legend(fontsize=7, ncols=max(1, len(found["seeds"])))
     _pictures.save(figure, path)
 
 

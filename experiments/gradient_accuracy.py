@@ -83,11 +83,12 @@ def compare(trial: Trial, dx, samples):
     """All gradients at one point of the run, of each plan."""
 
     def one(sample):
-        value, found = plan_loss(trial, dx, sample, None, TIGHT, None)
+        _, found = plan_loss(trial, dx, sample, None, TIGHT, None)
         # From beside the solution a step of Newton's method is needed, and ends at rounding; the
         # solution itself may be as far off as the tolerance allows, which is felt where the loss,
         # and so the gradient, is tiny.
         near = jax.lax.stop_gradient(found.controls) + 1e-6
+        value, found = plan_loss(trial, dx, sample, near, TIGHT, None)
         grad = lambda guess, solver, adjoint: jax.grad(
             lambda dx: plan_loss(trial, dx, sample, guess, solver, adjoint)[0]
         )(dx)
@@ -311,7 +312,7 @@ def draw(found, path):
         row[0].set_title(system, fontsize=11, loc="left")
         rate, error = _all(points, "rate"), _all(points, "error", "Gauss-Newton")
         row[2].plot(rate, error, ".", color=_pictures.COLOURS["Gauss-Newton"], label="plans")
-        line = np.linspace(0.01, 0.99, 99)
+        line = np.append(np.geomspace(max(rate.min(), 1e-8), 0.9), np.linspace(0.9, 0.99, 20))
         row[2].plot(line, line / (1 - line), "k-", linewidth=1, label="rho / (1 - rho)")
         row[2].set_yscale("log")
         row[2].set_xscale("log")
