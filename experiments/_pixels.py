@@ -10,6 +10,8 @@ Networks compute in float32 also where the controller computes in float64.
 """
 
 import base64
+import functools
+import math
 import zlib
 
 import equinox as eqx
@@ -46,8 +48,7 @@ class Encoder(eqx.Module):
         keys = jax.random.split(key, 8)
         sizes = (FRAMES, *CHANNELS)
         self.convolutions = [
-            _he(eqx.nn.Conv2d(sizes[i], sizes[i + 1], 3, padding=1, key=keys[i]), keys[i])
-            for i in range(5)
+            _he(eqx.nn.Conv2d, sizes[i], sizes[i + 1], 3, padding=1, key=keys[i]) for i in range(5)
         ]
         self.layers = _dense((CHANNELS[-1] * (size // 32) ** 2, 128, 64, 3), keys[5:])
 
@@ -72,11 +73,9 @@ class Decoder(eqx.Module):
         self.side = size // 32
         self.layers = _dense((3, 64, 128, CHANNELS[-1] * self.side**2), keys[5:])
         sizes = (*CHANNELS[::-1], 1)
-        transposed = lambda i: eqx.nn.ConvTranspose2d(
-            sizes[i], sizes[i + 1], 4, stride=2, padding=1, key=keys[i]
-        )
         # With stride 2 a kernel of 4 meets each pixel with 2 x 2 of its weights.
-        self.convolutions = [_he(transposed(i), keys[i], share=4) for i in range(5)]
+        transposed = functools.partial(_he, eqx.nn.ConvTranspose2d, share=4, stride=2, padding=1)
+        self.convolutions = [transposed(sizes[i], sizes[i + 1], 4, key=keys[i]) for i in range(5)]
 
     def __call__(self, state):
         x = jnp.stack([state[0], state[1], state[2] / SPEED]).astype(jnp.float32)
@@ -112,19 +111,18 @@ def continued(encoder: Encoder, decoder: Decoder, pictures, count: int):
     return pictures[:, FRAMES:]
 
 
-def _he(layer, key, share: int = 1):
-    """The layer with normal weights of variance 2 / inputs and no offset, in float32."""
-    inputs = layer.weight[0].size / share
+def _he(kind, *sizes, key, share: int = 1, **settings):
+    """A layer with normal weights of variance 2 / inputs and no offset, in float32."""
+    # Only shapes: weights of its own would be drawn in vain.
+    layer = eqx.filter_eval_shape(kind, *sizes, key=key, **settings)
+    inputs = math.prod(layer.weight.shape[1:]) / share
     weight = jnp.sqrt(2.0 / inputs) * jax.random.normal(key, layer.weight.shape)
     new = (weight.astype(jnp.float32), jnp.zeros(layer.bias.shape, jnp.float32))
     return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, new)
 
 
 def _dense(sizes, keys):
-    return [
-        _he(eqx.nn.Linear(sizes[i], sizes[i + 1], key=keys[i]), keys[i])
-        for i in range(len(sizes) - 1)
-    ]
+    return [_he(eqx.nn.Linear, sizes[i], sizes[i + 1], key=keys[i]) for i in range(len(sizes) - 1)]
 
 
 def _through(layers, x):

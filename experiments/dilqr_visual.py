@@ -103,7 +103,7 @@ SIZES = {
         loop=20,
         horizon=10,
         guesses=1,
-        unrolled=2,
+        unrolled=1,
     ),
 }
 
@@ -134,6 +134,8 @@ def controller(config: Config, pendulum: dc.systems.Pendulum) -> dc.MPC:
     lengths = jnp.array(SWINGS[: config.guesses])
     early = jnp.arange(config.horizon)[None, :, None] < lengths[:, None, None]
     swings = jnp.where(early, 2.0, -2.0)
+    # With a dtype of their own, known and learned parameters share one compiled program.
+    pendulum = jax.tree.map(lambda value: jnp.asarray(value, float), pendulum)
     problem = dc.systems.pendulum.problem(config.horizon, pendulum)
     return dc.MPC(problem, dc.DDP(max_iterations=30), jnp.concatenate([swings, -swings]))
 
@@ -308,7 +310,7 @@ def run(job: Job) -> dict[str, Any]:
     jax.config.update("jax_enable_x64", True)
     config, size = job.config, job.config.image_size
     keys = jax.random.split(jax.random.key(job.seed))
-    logarithms = {name: jnp.log(jnp.asarray(value)) for name, value in WRONG.items()}
+    logarithms = {name: jnp.log(jnp.asarray(value, float)) for name, value in WRONG.items()}
     model = Model(Encoder(size, keys[0]), Decoder(size, keys[1]), logarithms)
     runs, unseen = expert_runs(config, jax.random.key(1000))
 

@@ -7,6 +7,8 @@ again, the same command does what is missing.
 """
 
 import argparse
+import concurrent.futures
+import os
 import subprocess
 import sys
 import time
@@ -41,8 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     size.add_argument("--quick", action="store_true", help="to see that everything runs")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, help="these alone")
     options = parser.parse_args(arguments)
-    flags = [] if options.full else ["--quick"] if options.quick else ["--reduced"]
     names = [name for name in EXPERIMENTS if options.only is None or name in options.only]
+    if options.quick:
+        return _quickly(names)
+    flags = [] if options.full else ["--reduced"]
     total, done, start, failed = sum(EXPERIMENTS[name] for name in names), 0, time.monotonic(), []
     for name in names:
         say(f"== {name}")
@@ -55,8 +59,28 @@ def main(arguments: list[str] | None = None) -> int:
         done += EXPERIMENTS[name]
         left = (time.monotonic() - start) * (total - done) / done
         say(f"== {name} {'FAILED' if code else 'done'}; about {left / 60:.0f} min left in all")
-    if not options.quick:
-        report.main([])
+    report.main([])
+    return _ended(failed)
+
+
+def _quickly(names: list[str]) -> int:
+    """All at once, as many as there are cores: nothing is timed, and one core each is enough."""
+
+    def run(name: str) -> str | None:
+        command = [sys.executable, "-m", f"experiments.{name}", "--quick", "--workers", "1"]
+        root = Path(__file__).parent.parent
+        ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        say(f"== {name} {'FAILED' if ended.returncode else 'done'}")
+        if ended.returncode:
+            say(ended.stdout + ended.stderr)
+            return name
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return _ended([name for name in pool.map(run, names) if name is not None])
+
+
+def _ended(failed: list[str]) -> int:
     if failed:
         say(f"Failed: {', '.join(failed)}. The same command tries them again.")
     return 1 if failed else 0

@@ -127,7 +127,7 @@ def test_record_leaves_an_existing_file(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["unicycle", "--out", "a.npz"], "pendulum, cartpole, double_integrator"),
+        (["unicycle", "--out", "a.npz"], "pendulum, cartpole, complex_pendulum, double_integrator"),
         (["pendulum", "--out", "a.csv"], ".npz"),
         (["pendulum", "--out", "nowhere/a.npz"], "does not exist"),
         (["pendulum", "--out", "a.npz", "--steps", "0"], "at least 1"),
@@ -325,7 +325,7 @@ def test_check_passes_and_draws(here, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["unicycle"], "pendulum, cartpole, double_integrator"),
+        (["unicycle"], "pendulum, cartpole, complex_pendulum, double_integrator"),
         (["absent_module:problem", "--x0", "1"], "no module"),
         (["pendulum", "--x0", "1", "0"], "cannot be solved"),
         (["pendulum", "--plot", "check.txt"], ".png"),
@@ -386,7 +386,7 @@ def test_evaluate_leaves_what_is_there(learned_run, capsys):
     [
         (["--episodes", "0"], "at least 1"),
         (["--first-seed", "-1"], "not be negative"),
-        (["--plant", "unicycle"], "pendulum, cartpole, double_integrator"),
+        (["--plant", "unicycle"], "pendulum, cartpole, complex_pendulum, double_integrator"),
         (["--plant", "pendulum", "--steps", "2"], "3 entries"),
     ],
 )
@@ -536,7 +536,7 @@ def test_fit_refuses_bad_files(arrays, words, here, capsys):
 
 def test_fit_refuses_an_unknown_system(capsys):
     said = refused(capsys, "fit", "unicycle", SHIPPED, "--out", "run")
-    assert "pendulum, cartpole, double_integrator" in said
+    assert "pendulum, cartpole, complex_pendulum, double_integrator" in said
 
 
 def test_fit_leaves_an_existing_folder(here, capsys):
