@@ -11,6 +11,7 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -69,7 +70,10 @@ def _quickly(names: list[str]) -> int:
     def run(name: str) -> str | None:
         command = [sys.executable, "-m", f"experiments.{name}", "--quick", "--workers", "1"]
         root = Path(__file__).parent.parent
-        ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        # In a folder of its own, so that everything runs and nothing is taken from before.
+        with tempfile.TemporaryDirectory() as out:
+            command += ["--out", out]
+            ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
         say(f"== {name} {'FAILED' if ended.returncode else 'done'}")
         if ended.returncode:
             say(ended.stdout + ended.stderr)
