@@ -11,15 +11,14 @@ figure), so the same command again does only what is missing, and what it found 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from ._provenance import provenance
 from ._rows import RESULTS, Row, publish, short, table
@@ -86,7 +85,6 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
         prog=f"python -m experiments.{experiment.name}",
         description=described,
     )
-    jax.config.update("jax_enable_x64", True)
     out = options.out or Path("runs") / "papers" / size / experiment.name
     stored = RESULTS / f"{experiment.name}.{size}.json" if size != "quick" else out / "found.json"
     try:
@@ -95,12 +93,12 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
             record = json.loads(stored.read_text())
             config = dataclasses.replace(usual, **_settings(usual, record["config"]))
         else:
-            start = time.monotonic()
-            found = experiment.measure(config, Context(out, options.workers, options.ray))
+            with _stopwatch(out / "seconds.json") as seconds:
+                found = experiment.measure(config, Context(out, options.workers, options.ray))
             record = {
                 "config": dataclasses.asdict(config),
                 **provenance(),
-                "seconds": round(time.monotonic() - start, 1),
+                "seconds": seconds(),
                 "found": short(found),
             }
         rows = experiment.rows(config, record["found"])
@@ -121,6 +119,18 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     print(table(map(dataclasses.asdict, rows)))
     print(f"{stored}\n{out / experiment.name}.png")
     return 0
+
+
+@contextlib.contextmanager
+def _stopwatch(path: Path) -> Iterator[Callable[[], float]]:
+    """The time of all runs in a folder [s], of which the last may have found most of it done."""
+    before = json.loads(path.read_text()) if path.exists() else 0.0
+    start = time.monotonic()
+    seconds = lambda: round(before + time.monotonic() - start, 1)
+    try:
+        yield seconds
+    finally:
+        path.write_text(json.dumps(seconds()))
 
 
 def _settings(usual: Any, stored: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,6 +69,19 @@ def verdict(
         return "short"
     gain = bar / max(ours, 1e-300) if lower else ours / bar
     return "beyond" if gain >= clearly else "reached" if gain >= 1.0 else otherwise
+
+
+# 97.5 % points of Student's t with 1, 2, ... degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval; infinite for a single value."""
+    array = np.asarray(values, dtype=float)
+    if array.size < 2:
+        return float(array.mean()), float("inf")
+    point = _STUDENT[min(array.size - 2, len(_STUDENT) - 1)]
+    return float(array.mean()), float(point * array.std(ddof=1) / np.sqrt(array.size))
 
 
 def publish(

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from . import _main, _pictures
-from ._imitation import MODES, Trial, identifiable, train, true_parameters
+from ._imitation import MODES, Trial, identifiable, train, true_parameters, work
 from ._rows import Row, verdict
 from ._sweep import sweep
 
@@ -93,12 +93,6 @@ def jobs(config: Config) -> dict[str, Trial]:
                         trial = dataclasses.replace(trial, constant=True)
                         found[f"{system}-{mode}-constant-{count}-{seed}"] = trial
     return found
-
-
-def work(trial: Trial) -> float:
-    """Roughly the time of a trial."""
-    of_step = {"nn": 10.0, "sysid": 0.01}.get(trial.mode, 1.0)
-    return of_step * trial.epochs * -(-trial.train // 32)
 
 
 def measure(config: Config, context: _main.Context):

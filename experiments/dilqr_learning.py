@@ -17,8 +17,8 @@ import sys
 import numpy as np
 
 from . import _main, _pictures
-from ._imitation import SYSTEMS, Trial, identifiable, train, true_parameters
-from ._rows import Row, verdict
+from ._imitation import SYSTEMS, Trial, identifiable, train, true_parameters, work
+from ._rows import Row, interval, verdict
 from ._sweep import sweep
 
 NAMES = {
@@ -87,12 +87,6 @@ def jobs(config: Config) -> dict[str, Trial]:
     return found
 
 
-def work(trial: Trial) -> float:
-    """Roughly the time of a trial."""
-    of_step = {"nn": 10.0, "sysid": 0.01}.get(trial.mode, 1.0)
-    return of_step * trial.epochs * -(-trial.train // 32)
-
-
 def measure(config: Config, context: _main.Context):
     asked = jobs(config)
     files = {name.replace("/", "-").replace(", ", "-"): trial for name, trial in asked.items()}
@@ -148,17 +142,6 @@ def model_path(trial: Trial, path) -> dict[str, np.ndarray]:
 # --- What is reported ----------------------------------------------------------------------------
 
 
-def _mean_interval(values) -> tuple[float, float]:
-    """Mean, and half its 95 % interval over the seeds."""
-    from scipy import stats
-
-    values = np.asarray(values, float)
-    if values.size < 2:
-        return float(values.mean()), float("inf")
-    half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
-    return float(values.mean()), float(half)
-
-
 def rows(config: Config, found):
     made = []
     most = max(config.trajectories)
@@ -211,7 +194,7 @@ def _model_row(config, system, arms, mode, figure, count, published):
     exact, other = (arms[f"{mode}, {arm}, {count}"] for arm in ("exact", "Gauss-Newton"))
     lower = 100.0 * (1.0 - np.array(exact["model_last"]) / np.array(other["model_last"]))
     median = float(np.median(lower))
-    means = [_mean_interval(arm["model_last"]) for arm in (exact, other)]
+    means = [interval(arm["model_last"]) for arm in (exact, other)]
     tests = [float(np.median(np.array(arm["test"], float))) for arm in (exact, other)]
     return Row(
         "DiLQR",

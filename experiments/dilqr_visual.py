@@ -307,7 +307,6 @@ def train(what: str, model: Model, loss, steps: int, rate: float, seed: int, wai
 
 def run(job: Job) -> dict[str, Any]:
     """One seed: training, and everything that is measured of it."""
-    jax.config.update("jax_enable_x64", True)
     config, size = job.config, job.config.image_size
     keys = jax.random.split(jax.random.key(job.seed))
     logarithms = {name: jnp.log(jnp.asarray(value, float)) for name, value in WRONG.items()}

@@ -52,7 +52,7 @@ from diffcontrol.learning import (
 )
 
 from . import _main
-from ._rows import Row, verdict
+from ._rows import Row, interval, verdict
 from ._sweep import say
 
 ARMS = ("system identification", "imitation", "task tuning")
@@ -373,17 +373,6 @@ def _read(path: Path) -> dict[str, Any]:
 # --- What comes out ------------------------------------------------------------------------------
 
 MEASURES = ("closed_loop_cost", "imitation_loss", "prediction_error")
-# 97.5 % points of Student's t with 1, 2, ... degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval; infinite for a single value."""
-    array = np.asarray(values, dtype=float)
-    if array.size < 2:
-        return float(array.mean()), float("inf")
-    point = _STUDENT[min(array.size - 2, len(_STUDENT) - 1)]
-    return float(array.mean()), float(point * array.std(ddof=1) / np.sqrt(array.size))
 
 
 def summarise(of: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,7 +34,8 @@ def run(job: Job):
         raise ArithmeticError("no square today")
     if job.what == "crash":
         os._exit(7)
-    return {"square": job.number**2, "nan": float("nan"), "process": os.getpid()}
+    kind = str(jnp.asarray(1.0).dtype)
+    return {"square": job.number**2, "nan": float("nan"), "process": os.getpid(), "kind": kind}
 
 
 def jobs(count, **others):
@@ -53,6 +55,8 @@ def test_a_job_that_fails_or_crashes_loses_itself_alone(swept):
     assert {name: result["square"] for name, result in found.items()} == {
         f"job-{k}": k * k for k in range(4)
     }
+    # Workers run no `main`: what it sets would not reach them.
+    assert {result["kind"] for result in found.values()} == {"float64"}
     record = json.loads((folder / "job-3.json").read_text())
     assert record["config"] == {"number": 3, "what": "square"} and record["result"]["nan"] is None
     assert {"versions", "commit", "seconds"} <= record.keys()
