@@ -471,7 +471,8 @@ def train(trial: Trial) -> dict[str, Any]:
 def work(trial: Trial) -> float:
     """Roughly the time of a trial, in any unit."""
     of_step = {"nn": 10.0, "sysid": 0.01}.get(trial.mode, 1.0)
-    return of_step * trial.epochs * -(-trial.train // BATCH)
+    compiling = 2000.0  # as long as so many steps
+    return compiling + of_step * trial.epochs * -(-trial.train // BATCH)
 
 
 def true_parameters(system: str) -> np.ndarray:

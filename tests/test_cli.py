@@ -17,6 +17,7 @@ from diffcontrol._cli import evaluate, fit_report, main, pictures, run_folder
 from diffcontrol._cli.controller import build_controller, build_problem, true_problem
 from diffcontrol._cli.episodes import Episodes
 from diffcontrol._cli.errors import UserError
+from diffcontrol._cli.fit_inputs import data_path
 from diffcontrol._cli.learner import choose_parameters, values, with_starts
 from diffcontrol._cli.named import SYSTEMS, load_attribute
 from diffcontrol._cli.plants import GymnasiumPlant, plant_named
@@ -239,6 +240,13 @@ def test_the_shipped_file_is_small_and_says_what_it_is():
     assert said["command"].startswith("diffcontrol record gymnasium:Pendulum-v1 ")
     assert min(said["seeds"]) >= 1000  # those below are for evaluation
     assert runs.states[:, -1, 0].min() > 0.99  # every episode ends upright
+
+
+@pytest.mark.parametrize(
+    "system, file", [("pendulum", "pendulum.npz"), ("cartpole", "cartpole_mujoco.npz")]
+)
+def test_shipped_files_are_found_by_the_system(system, file):
+    assert data_path(system, None).name == file
 
 
 def test_true_parameters_reproduce_the_shipped_controls():

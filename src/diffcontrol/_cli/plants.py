@@ -218,9 +218,10 @@ def check_fit(start: Callable, name: str, dynamics: Callable, control_size: int)
         if x0.ndim != 1 or following.shape != x0.shape:
             raise ValueError(f"from {x0.shape} the plant goes to {following.shape}")
     except Exception as wrong:
+        said = (str(wrong).splitlines() or [""])[0]
         raise UserError(
             f"Starts and {name} do not fit together for states (n,) and controls ({control_size},) "
-            f"({type(wrong).__name__}: {str(wrong).splitlines()[0]})"
+            f"({type(wrong).__name__}: {said})"
         ) from wrong
     return x0.size
 
