@@ -105,9 +105,10 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
         if size == "quick":
             stored.write_text(json.dumps(record))
         else:
-            flag = " --reduced" if size == "reduced" else ""
-            command = f"python -m experiments.{experiment.name}{flag}"
-            record.pop("rows", None)
+            asked = [*(["--reduced"] if size == "reduced" else []), *rest]
+            command = " ".join([f"python -m experiments.{experiment.name}", *asked])
+            if options.draw:  # other rows of the same run
+                command = record.pop("rows")[0]["command"]
             stored = publish(experiment.name, size, command, rows, record)
         experiment.draw(record["found"], out / f"{experiment.name}.png")
     except KeyboardInterrupt:
