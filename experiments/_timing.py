@@ -2,11 +2,14 @@
 
 Both run the same fixed number of iterations of iLQR: a tolerance of zero never stops early. So the
 load is artificial, as in the papers' figures. The backward pass alone is a compiled function of
-its residuals. Figures are medians of calls that take turns in one process.
+its residuals. Figures are medians over rounds in one process, in which all ways and numbers of
+iterations take turns; in each turn a function is called once untimed, since a backward pass
+follows the forward pass that has just written its residuals, and not a stranger that has filled
+the caches with hundreds of megabytes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,46 +18,60 @@ import numpy as np
 
 import diffcontrol as dc
 
+from ._sweep import say
+
 ADJOINTS = {"fixed point": dc.ImplicitAdjoint(), "unrolled": dc.UnrolledAdjoint()}
+ENOUGH = 0.005  # seconds of each turn
 
 
-def passes(problem: dc.ControlProblem, x0s: jax.Array, iterations: int) -> dict[str, Any]:
-    """Forward and backward pass of both ways, the bytes that each holds for its backward pass, and
-    how far their gradients are apart, relative to the fixed point's."""
-    solver = dc.ILQR(tolerance=0.0, max_iterations=iterations)
-    runs: dict[str, Callable[[], Any]] = {}
-    held, gradients = {}, {}
-    for name, adjoint in ADJOINTS.items():
+def passes(
+    problem: dc.ControlProblem, x0s: jax.Array, counts: Sequence[int]
+) -> dict[str, dict[str, Any]]:
+    """For each number of iterations: times of forward and backward pass of both ways [s], the bytes
+    that each holds for its backward pass, and how far their gradients are apart, relative to the
+    fixed point's."""
+    runs: dict[tuple[int, str], Callable[[], Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for count in counts:
+        solver = dc.ILQR(tolerance=0.0, max_iterations=count)
+        held, gradients = {}, {}
+        for name, adjoint in ADJOINTS.items():
 
-        def loss(problem, adjoint=adjoint):
-            run = lambda x0: dc.solve(problem, x0, solver, adjoint=adjoint, throw=False).controls
-            return jnp.mean(jax.vmap(run)(x0s) ** 2)
+            def loss(problem, adjoint=adjoint, solver=solver):
+                run = lambda x0: (
+                    dc.solve(problem, x0, solver, adjoint=adjoint, throw=False).controls
+                )
+                return jnp.mean(jax.vmap(run)(x0s) ** 2)
 
-        forward = jax.jit(lambda problem, loss=loss: jax.vjp(loss, problem))
-        backward = jax.jit(lambda pull: pull(jnp.ones(())))
-        _, pull = jax.block_until_ready(forward(problem))
-        gradients[name] = np.concatenate(
-            [np.ravel(leaf) for leaf in jax.tree.leaves(backward(pull)[0])]
-        )
-        held[name] = sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
-        runs[f"{name} forward"] = lambda f=forward: jax.block_until_ready(f(problem))
-        runs[f"{name} backward"] = lambda b=backward, p=pull: jax.block_until_ready(b(p))
-    exact, unrolled = gradients["fixed point"], gradients["unrolled"]
-    return {
-        "seconds": medians(runs),
-        "bytes": held,
-        "apart": float(np.linalg.norm(exact - unrolled) / np.linalg.norm(exact)),
-    }
+            forward = jax.jit(lambda problem, loss=loss: jax.vjp(loss, problem))
+            backward = jax.jit(lambda pull: pull(jnp.ones(())))
+            _, pull = jax.block_until_ready(forward(problem))
+            gradients[name] = np.concatenate(
+                [np.ravel(leaf) for leaf in jax.tree.leaves(backward(pull)[0])]
+            )
+            held[name] = sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
+            ready = jax.block_until_ready
+            runs[count, f"{name} forward"] = lambda f=forward: ready(f(problem))
+            runs[count, f"{name} backward"] = lambda b=backward, p=pull: ready(b(p))
+        exact, unrolled = gradients["fixed point"], gradients["unrolled"]
+        apart = float(np.linalg.norm(exact - unrolled) / np.linalg.norm(exact))
+        found[str(count)] = {"seconds": {}, "bytes": held, "apart": apart}
+        say(f"{count} iterations compiled")
+    for (count, name), seconds in medians(runs).items():
+        found[str(count)]["seconds"][name] = seconds
+    return found
 
 
-def medians(runs: dict[str, Callable[[], Any]], repeats: int = 9) -> dict[str, float]:
-    """Median time of each [s], taking turns."""
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(repeats):
+def medians(runs: Mapping[Any, Callable[[], Any]], rounds: int = 7) -> dict[Any, float]:
+    """Median time of each [s], taking turns, the first call of each turn left out."""
+    samples: dict[Any, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
             run()
-            samples[name].append(time.perf_counter() - start)
+            elapsed = 0.0
+            while elapsed < ENOUGH:  # short ones more often
+                start = time.perf_counter()
+                run()
+                samples[name].append(time.perf_counter() - start)
+                elapsed += samples[name][-1]
     return {name: float(np.median(values)) for name, values in samples.items()}

@@ -7,11 +7,23 @@ Beside them the exact gradient with logarithms of the parameters, which cannot b
 
 Model loss is the mean squared difference of the learned parameters to the expert's: of the
 dynamics as they are, of the cost q = sigmoid(w) and sqrt(q) p after both are scaled such that q
-sums to one, since plans do not depend on the scale of a cost. Non-physical is the share of values
-<= 0 among all parameters of the dynamics after all steps of all seeds.
+sums to one, since plans do not depend on the scale of a cost. But plans cannot tell all parameters
+apart, and what they do not show no gradient can learn. So there is a second loss, of what they
+show:
+
+    pendulum     g / l and m l^2, relative
+    cartpole     all four parameters, relative
+    cost         q_cos - q_sin (since cos^2 + sin^2 = 1 their sum is a constant), the other q, and
+                 sqrt(q) p, scaled to length one
+
+With a constant learning rate RMSprop ends about as far from the optimum whatever its gradient, so
+for the dynamics, which converge early, that loss is averaged over the epochs: how fast they learn.
+Non-physical is the share of values <= 0 among all parameters of the dynamics after all steps of all
+seeds.
 """
 
 import dataclasses
+import functools
 import sys
 
 import numpy as np
@@ -25,8 +37,8 @@ NAMES = {
     "pendulum": ("g [m/s$^2$]", "m [kg]", "l [m]"),
     "cartpole": ("g [m/s$^2$]", "m cart [kg]", "m pole [kg]", "half l [m]"),
 }
-# Table 1: share of non-physical parameters [%], exact and Gauss-Newton.
-TABLE_1 = {100: (2.76, 16.85), 50: (7.23, 17.82)}
+ARMS = ("exact", "Gauss-Newton")
+TABLE_1 = {100: 2.76, 50: 7.23}  # share of non-physical parameters with the exact gradient [%]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,37 +118,58 @@ def measure(config: Config, context: _main.Context):
 
 
 def summary(trial: Trial, result) -> dict:
-    """Test loss, model loss at the last epoch and over the epochs, and what was not physical."""
+    """Test loss, both model losses over the epochs, and what was not physical."""
     told = {"test": result["test"], "left_out": float(np.max(result["curve"]["left_out"]))}
     if trial.mode in ("mpc.dx", "mpc.cost"):
-        path = model_path(trial, result["path"])
-        wanted = path["wanted"]
-        told["model"] = np.mean((path["values"] - wanted) ** 2, axis=1)[::4].tolist()
-        told["model_last"] = float(np.mean((path["values"][-1] - wanted) ** 2))
-        told["epochs"] = result["curve"]["epoch"][::4]
+        raw, shown = model_losses(trial, result["path"])
+        told |= {"model": raw[::4].tolist(), "shown": shown[::4].tolist()}
+        told |= {"model_last": float(raw[-1]), "shown_last": float(shown[-1])}
+        told |= {"shown_mean": float(shown.mean()), "epochs": result["curve"]["epoch"][::4]}
     if trial.mode == "mpc.dx":
         told["nonphysical"] = result["nonphysical"]
         told["nonphysical_last"] = result["nonphysical_last"]
-        told["path"] = path["values"][::8].tolist() if trial.seed == 0 else []
-        of = lambda values: identifiable(trial.system, values)
-        apart = of(path["values"][-1]) / of(wanted) - 1.0
+        values = _parameters(trial, result["path"])
+        told["path"] = values[::8].tolist() if trial.seed == 0 else []
+        apart = _shown(trial, values[-1]) / _shown(trial, true_parameters(trial.system)) - 1.0
         told["identifiable"] = float(np.max(np.abs(apart)))
     return told
 
 
-def model_path(trial: Trial, path) -> dict[str, np.ndarray]:
-    """The parameters over the epochs, `(epochs, k)`, and the expert's."""
+def _parameters(trial: Trial, path) -> np.ndarray:
+    values = np.asarray(path["dx"], float)
+    return np.exp(values) if trial.logarithmic else values
+
+
+def _shown(trial: Trial, parameters) -> np.ndarray:
+    of = functools.partial(identifiable, trial.system)
+    return np.apply_along_axis(of, -1, parameters)
+
+
+def model_losses(trial: Trial, path) -> tuple[np.ndarray, np.ndarray]:
+    """Over the epochs: of the parameters as they are, and of what plans show of them."""
     if trial.mode == "mpc.dx":
-        values = np.asarray(path["dx"], float)
-        values = np.exp(values) if trial.logarithmic else values
-        return {"values": values, "wanted": true_parameters(trial.system)}
+        values, wanted = _parameters(trial, path), true_parameters(trial.system)
+        relative = _shown(trial, values) / _shown(trial, wanted) - 1.0
+        return np.mean((values - wanted) ** 2, axis=1), np.mean(relative**2, axis=1)
     q = 1.0 / (1.0 + np.exp(-np.asarray(path["w"], float)))
     p = np.sqrt(q) * np.asarray(path["p"], float)
     cost = SYSTEMS[trial.system][0].cost()
     weights = np.asarray(cost.weights)
     goal = np.concatenate([np.asarray(cost.goal), np.zeros(weights.size - cost.goal.size)])
+    wanted_p = -np.sqrt(weights) * goal
     scaled = lambda q, p: np.concatenate([q, p], axis=-1) / q.sum(axis=-1, keepdims=True)
-    return {"values": scaled(q, p), "wanted": scaled(weights, -weights * goal)}
+    cos = {"pendulum": 0, "cartpole": 2}[trial.system]
+
+    def shown(q, p):
+        apart = q[..., cos : cos + 1] - q[..., cos + 1 : cos + 2]
+        others = np.delete(q, [cos, cos + 1], axis=-1)
+        parts = np.concatenate([apart, others, p], axis=-1)
+        return parts / np.linalg.norm(parts, axis=-1, keepdims=True)
+
+    return (
+        np.mean((scaled(q, p) - scaled(weights, wanted_p)) ** 2, axis=1),
+        np.mean((shown(q, p) - shown(weights, wanted_p)) ** 2, axis=1),
+    )
 
 
 # --- What is reported ----------------------------------------------------------------------------
@@ -164,12 +197,15 @@ def rows(config: Config, found):
                 f"Medians: {losses}. Constant learning rate, {config.epochs} epochs.",
             )
         )
-        for mode in config.modes:
-            figure, published = {"dcost": ("Fig. 4", 32.0), "dx": ("Fig. 5", 41.0)}[mode]
-            for count in config.trajectories:
-                made.append(_model_row(config, system, arms, mode, figure, count, published))
+        # Fig. 4 and 5 of the paper: the cost (which does not say from how many plans), and the
+        # dynamics from the fewer plans.
+        if "dcost" in config.modes:
+            made += _model_rows(config, system, arms, "dcost", "Fig. 4", most, 32.0, "shown_last")
+        if "dx" in config.modes:
+            fewest = min(config.trajectories)
+            made += _model_rows(config, system, arms, "dx", "Fig. 5", fewest, 41.0, "shown_mean")
     for count in config.trajectories:
-        made += _table_rows(found, count)
+        made.append(_table_row(found, count))
     for system, arms in found.items():
         exact, other = (arms[f"dx, {arm}, {most}"] for arm in ("exact", "Gauss-Newton"))
         apart = [float(np.median(arm["identifiable"])) for arm in (exact, other)]
@@ -190,123 +226,138 @@ def rows(config: Config, found):
     return made
 
 
-def _model_row(config, system, arms, mode, figure, count, published):
-    exact, other = (arms[f"{mode}, {arm}, {count}"] for arm in ("exact", "Gauss-Newton"))
-    lower = 100.0 * (1.0 - np.array(exact["model_last"]) / np.array(other["model_last"]))
-    median = float(np.median(lower))
-    means = [interval(arm["model_last"]) for arm in (exact, other)]
-    tests = [float(np.median(np.array(arm["test"], float))) for arm in (exact, other)]
-    return Row(
-        "DiLQR",
-        figure,
-        f"{mode}: model loss is lower with the exact gradient, {system}, train={count}",
-        "median over the seeds, below Gauss-Newton's by [%]",
-        published,
-        median,
-        len(lower),
-        verdict(median, published, lower=False, otherwise="explained")
-        if median > 0
-        else "explained",
-        f"Model losses {means[0][0]:.3g} +- {means[0][1]:.2g} (exact) and {means[1][0]:.3g} +- "
-        f"{means[1][1]:.2g} at epoch {config.epochs} (95 %); by seed "
-        f"{', '.join(f'{value:.0f}' for value in sorted(lower))} %. "
-        f"Test imitation losses {tests[0]:.2g} and {tests[1]:.2g}."
-        + (
-            " Pendulum plans depend on g/l and m l^2 alone, so the loss of (g, m, l) says where on "
-            "a curve of equal plans a learner stops."
-            if system == "pendulum" and mode == "dx"
-            else ""
-        ),
-    )
-
-
-def _table_rows(found, count):
-    share = lambda system, arm, name: (
-        100.0 * float(np.mean(found[system][f"dx, {arm}, {count}"][name]))
-    )
+def _model_rows(config, system, arms, mode, figure, count, published, judged):
+    """As the paper measures, and of what plans show."""
+    of = lambda name: [np.array(arms[f"{mode}, {arm}, {count}"][name]) for arm in ARMS]
+    tests = [float(np.median(np.array(values, float))) for values in of("test")]
     made = []
-    for at, arm in enumerate(("exact", "Gauss-Newton")):
-        by_system = [share(system, arm, "nonphysical") for system in found]
-        last = [share(system, arm, "nonphysical_last") for system in found]
-        sizes = [len(NAMES[system]) for system in found]
-        ours = float(np.average(by_system, weights=sizes))
-        why = (
-            "By system: "
-            + ", ".join(
-                f"{name} {value:.2f} %" for name, value in zip(found, by_system, strict=True)
-            )
-            + "; of the last values "
-            + ", ".join(f"{name} {value:.2f} %" for name, value in zip(found, last, strict=True))
-            + "."
-        )
-        published = TABLE_1.get(count, (None, None))[at]
-        if arm == "exact":
-            bar = {100: 2.8, 50: 7.3}.get(count, 2.8)
-            judged = verdict(max(ours, 1e-9), bar)
-        else:
-            judged = "explained" if published and ours < 0.5 * published else "reached"
-            why += " The released gradient differs from both (double counting), see README.md."
+    for name in ("model_last", judged):
+        exact, other = of(name)
+        lower = 100.0 * (1.0 - exact / other)
+        median, is_raw = float(np.median(lower)), name == "model_last"
+        means = [interval(values) for values in (exact, other)]
+        what = {
+            "model_last": "loss of the parameters at the last epoch",
+            "shown_last": "loss of what plans show of the parameters, at the last epoch",
+            "shown_mean": "loss of what plans show of the parameters, mean over the epochs",
+        }[name]
         made.append(
             Row(
                 "DiLQR",
-                "Table 1",
-                f"share of non-physical parameters, {arm} gradient, train={count}",
-                "values <= 0 of all parameters, steps and seeds, both systems [%]",
+                figure,
+                f"{mode}: model loss is lower with the exact gradient, {system}, train={count}",
+                f"{what}: median over the seeds, below Gauss-Newton's by [%]",
                 published,
-                ours,
-                len(next(iter(found.values()))[f"dx, {arm}, {count}"]["nonphysical"]),
-                judged,
-                why,
+                median,
+                len(lower),
+                verdict(median, published, lower=False, otherwise="explained")
+                if median > 0
+                else "explained",
+                f"Losses {means[0][0]:.3g} +- {means[0][1]:.2g} (exact) and {means[1][0]:.3g} +- "
+                f"{means[1][1]:.2g}, {config.epochs} epochs (95 %); by seed "
+                f"{', '.join(f'{value:.0f}' for value in sorted(lower))} %. Test imitation losses "
+                f"{tests[0]:.2g} and {tests[1]:.2g}." + (_WHY_RAW[mode, system] if is_raw else ""),
             )
         )
     return made
 
 
+_WHY_RAW = {
+    ("dcost", "pendulum"): " The sum of the weights of cos and sin is a constant in the cost, "
+    "and drifts.",
+    ("dcost", "cartpole"): " The sum of the weights of cos and sin is a constant in the cost, "
+    "and drifts.",
+    ("dx", "pendulum"): " Plans depend on g/l and m l^2 alone, so this loss of (g, m, l) says "
+    "where on a curve of equal plans a learner stops.",
+    ("dx", "cartpole"): " Both have converged; the constant learning rate moves them on.",
+}
+
+
+def _table_row(found, count):
+    share = lambda system, arm, name: (
+        100.0 * float(np.mean(found[system][f"dx, {arm}, {count}"][name]))
+    )
+    sizes = [len(NAMES[system]) for system in found]
+    all_of = lambda arm, name: float(
+        np.average([share(system, arm, name) for system in found], weights=sizes)
+    )
+    listed = lambda arm: ", ".join(
+        f"{system} {share(system, arm, 'nonphysical'):.2f} %" for system in found
+    )
+    last = {arm: all_of(arm, "nonphysical_last") for arm in ARMS}
+    bar, newton = {100: (2.8, 16.85), 50: (7.3, 17.82)}.get(count, (2.8, None))
+    ours = all_of("exact", "nonphysical")
+    return Row(
+        "DiLQR",
+        "Table 1",
+        f"share of non-physical parameters with the exact gradient, train={count}",
+        "values <= 0 of all parameters, steps and seeds, both systems [%]",
+        TABLE_1.get(count),
+        ours,
+        len(next(iter(found.values()))[f"dx, exact, {count}"]["nonphysical"]),
+        verdict(max(ours, 1e-9), bar),
+        f"By system: {listed('exact')}; of the last values {last['exact']:.2f} %. Gauss-Newton "
+        f"{all_of('Gauss-Newton', 'nonphysical'):.2f} % ({listed('Gauss-Newton')}; last values "
+        f"{last['Gauss-Newton']:.2f} %), published {newton}: the released gradient differs "
+        "from both (double counting), see README.md.",
+    )
+
+
 def draw(found, path):
-    figure, axes = _pictures.grid(len(found), 4, width=15.0, height=3.6 * len(found))
-    for row, (system, arms) in zip(axes, found.items(), strict=True):
+    """For each system: losses of the parameters above, of what plans show of them below."""
+    figure, axes = _pictures.grid(2 * len(found), 3, width=13.0, height=6.4 * len(found))
+    for at, (system, arms) in enumerate(found.items()):
+        rows = axes[2 * at : 2 * at + 2]
         counts = sorted({int(name.rsplit(", ", 1)[1]) for name in arms})
-        for ax, mode in zip(row[:2], ("dcost", "dx"), strict=True):
-            if f"{mode}, exact, {counts[-1]}" not in arms:
-                continue
-            for arm in ("exact", "Gauss-Newton"):
-                for count in counts:
-                    of = arms[f"{mode}, {arm}, {count}"]
-                    curve = np.mean(of["model"], axis=0)
-                    style = "-" if count == counts[-1] else "--"
-                    colour = _pictures.COLOURS[arm]
-                    label = f"{arm}, train={count}"
-                    ax.plot(of["epochs"][0], curve, style, color=colour, label=label)
-            ax.set_xlabel("epoch [1]")
-            ax.set_yscale("log")
-            ax.set_ylabel(f"model loss of {mode}, mean [1]")
-            ax.set_title(system, fontsize=10)
-        wanted = true_parameters(system)
-        for arm in ("exact", "Gauss-Newton"):
-            of = arms[f"dx, {arm}, {counts[-1]}"]
-            values = np.array(of["path"][0])
-            at = np.linspace(1, of["epochs"][0][-1], len(values))
-            for k, dash in zip(range(values.shape[1]), ("-", "--", "-.", ":"), strict=False):
-                label = f"{NAMES[system][k]}, {arm}"
-                colour = _pictures.COLOURS[arm]
-                row[2].plot(at, values[:, k] / wanted[k], dash, color=colour, label=label)
-        row[2].axhline(1.0, color="black", linewidth=0.8)
-        row[2].set_xlabel("epoch [1]")
-        row[2].set_ylabel("parameter / expert's [1], seed 0")
-        row[2].legend(fontsize=6)
-        names = [name for name in arms if name.endswith(f", {counts[-1]}")]
-        for place, name in enumerate(names):
-            losses = np.array(arms[name]["test"], float)
-            mode, arm, _ = name.rsplit(", ", 2) if name.count(",") == 2 else (name, "", "")
-            row[3].plot([place] * len(losses), losses, "o", color="#0072B2", markersize=4)
-        row[3].set_yscale("log")
-        row[3].set_xticks(
-            range(len(names)), [name.rsplit(", ", 1)[0] for name in names], rotation=60, fontsize=7
-        )
-        row[3].set_ylabel("test imitation loss [control unit$^2$]")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+        for row, loss in zip(rows, ("model", "shown"), strict=True):
+            for ax, mode in zip(row, ("dcost", "dx"), strict=False):
+                if f"{mode}, exact, {counts[-1]}" in arms:
+                    _draw_losses(ax, arms, mode, loss, counts)
+                    ax.set_title(system, fontsize=10)
+        _draw_parameters(rows[0, 2], system, arms, counts[-1])
+        _draw_tests(rows[1, 2], arms, counts[-1])
+    handles, labels = axes[0, 1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     _pictures.save(figure, path)
+
+
+def _draw_losses(ax, arms, mode, loss, counts):
+    for arm in ARMS:
+        for count in counts:
+            of = arms[f"{mode}, {arm}, {count}"]
+            curve = np.exp(np.mean(np.log(of[loss]), axis=0))
+            style, colour = "-" if count == counts[-1] else "--", _pictures.COLOURS[arm]
+            ax.plot(of["epochs"][0], curve, style, color=colour, label=f"{arm}, train={count}")
+    what = {"model": "the parameters", "shown": "what plans show"}[loss]
+    ax.set_xlabel("epoch [1]")
+    ax.set_yscale("log")
+    ax.set_ylabel(f"{mode}: loss of {what},\ngeometric mean [1]")
+
+
+def _draw_parameters(ax, system, arms, count):
+    wanted = true_parameters(system)
+    for arm in ARMS:
+        of = arms[f"dx, {arm}, {count}"]
+        values = np.array(of["path"][0])
+        at = np.linspace(1, of["epochs"][0][-1], len(values))
+        for k, dash in zip(range(values.shape[1]), ("-", "--", "-.", ":"), strict=False):
+            label, colour = f"{NAMES[system][k]}, {arm}", _pictures.COLOURS[arm]
+            ax.plot(at, values[:, k] / wanted[k], dash, color=colour, label=label)
+    ax.axhline(1.0, color="black", linewidth=0.8)
+    ax.set_xlabel("epoch [1]")
+    ax.set_ylabel("parameter / expert's [1], seed 0")
+    ax.legend(fontsize=6)
+
+
+def _draw_tests(ax, arms, count):
+    names = [name for name in arms if name.endswith(f", {count}")]
+    for place, name in enumerate(names):
+        losses = np.array(arms[name]["test"], float)
+        ax.plot([place] * len(losses), losses, "o", color="#0072B2", markersize=4)
+    ax.set_yscale("log")
+    said = [name.rsplit(", ", 1)[0].removesuffix(", -") for name in names]
+    ax.set_xticks(range(len(names)), said, rotation=40, fontsize=7, ha="right")
+    ax.set_ylabel("test imitation loss [control unit$^2$]")
 
 
 EXPERIMENT = _main.Experiment("dilqr_learning", SIZES, measure, rows, draw)

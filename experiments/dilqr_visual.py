@@ -6,7 +6,8 @@ The encoder sees nothing but pictures of a line. Networks learn first from pictu
 (state and picture are to come out again). Then everything is trained through the controller: the
 loss is the difference, pixel by pixel, between the pictures of the plan and those of what an expert
 did. Its gradient reaches decoder, controller, encoder, and gravity and mass in the controller's
-model, which start wrong; for the first quarter only these are learned.
+model, which start wrong; for the first quarter only these are learned. The state that the plan
+starts from is the encoder's, refined through the decoder (see _pixels.py).
 
 The auto-encoder predicts the next picture from the last four and is fed with what it predicts. It
 starts from the same networks and gets as many further steps, on the same runs and with as many
@@ -33,23 +34,26 @@ import diffcontrol as dc
 
 from . import _main, _pictures
 from ._pixels import (
+    DT,
     FRAMES,
-    SPEED,
     Decoder,
     Encoder,
     continued,
     drawn,
+    estimated,
     packed,
-    perceived,
+    perception_loss,
+    prediction_loss,
+    refined,
     render,
     strips,
     unpacked,
+    windows,
 )
 from ._rows import Row, verdict
 from ._sweep import say, sweep
 
 SWINGS = (3, 6, 10, 15)  # [steps] of full torque to one side, in guesses
-DT = 0.05  # [s]
 LENGTH = 80  # of a recorded run
 WRONG = {"gravity": 7.0, "mass": 1.4}  # true: 10 m/s^2 and 1 kg; the length is known
 ALONE = 0.25  # share of the training through the controller in which only these are learned
@@ -186,40 +190,9 @@ def expert_runs(config: Config, key):
 # --- Training ------------------------------------------------------------------------------------
 
 
-def random_window(key):
-    """Four states of a pendulum under random torques."""
-    keys = jax.random.split(key, 3)
-    angle = jax.random.uniform(keys[0], minval=-jnp.pi, maxval=jnp.pi)
-    speed = jax.random.uniform(keys[1], minval=-1.2 * SPEED, maxval=1.2 * SPEED)
-    torques = jax.random.uniform(keys[2], (FRAMES - 1, 1), minval=-2.0, maxval=2.0)
-    first = jnp.stack([jnp.cos(angle), jnp.sin(angle), speed])
-    step = lambda x, u: (dc.systems.Pendulum()(x, u, 0),) * 2
-    return jnp.concatenate([first[None], jax.lax.scan(step, first, torques)[1]])
-
-
 def perceive(model: Model, key, progress, runs, config: Config):
-    """Loss of the first training: state and picture come out again.
-
-    Half of the windows are of the expert's runs, half of an uncontrolled pendulum.
-    """
-    keys = jax.random.split(key)
-    states = jnp.concatenate(
-        [windows(runs, keys[0], 32, 0), jax.vmap(random_window)(jax.random.split(keys[1], 32))]
-    )
-    pictures, states = render(states, config.image_size), states[:, -1]
-    seen = jax.vmap(model.encoder)(pictures)
-    difference = (seen - states) / jnp.array([1.0, 1.0, SPEED])
-    again = jax.vmap(model.decoder)(seen)
-    return jnp.mean(difference**2) + jnp.mean((again - pictures[:, -1]) ** 2), 0.0
-
-
-def windows(runs, key, count: int, ahead: int):
-    """`(count, FRAMES + ahead, 3)`: states of what is seen and of what follows."""
-    which, start = jax.random.split(key)
-    which = jax.random.randint(which, (count,), 0, len(runs))
-    start = jax.random.randint(start, (count,), 0, LENGTH + 2 - FRAMES - ahead)
-    cut = lambda i, k: jax.lax.dynamic_slice_in_dim(runs[i], k, FRAMES + ahead)
-    return jax.vmap(cut)(which, start)
+    """Loss of the first training."""
+    return perception_loss(model.encoder, model.decoder, runs, key, config.image_size), 0.0
 
 
 def follow(model: Model, key, progress, runs, config: Config):
@@ -237,7 +210,7 @@ def follow(model: Model, key, progress, runs, config: Config):
 
     def one(states, ahead):
         mpc = learned(config, model)
-        state = model.encoder(render(states[:FRAMES], config.image_size))
+        state = refined(model.encoder, model.decoder, render(states[:FRAMES], config.image_size))
         plan = mpc.plan(state, mpc.init(state))
         wanted = render(states[FRAMES - 1 + ahead], config.image_size)
         error = jnp.mean((jax.vmap(model.decoder)(plan.states[ahead]) - wanted) ** 2)
@@ -245,17 +218,14 @@ def follow(model: Model, key, progress, runs, config: Config):
 
     error, good = jax.vmap(one)(states, ahead)
     error = jnp.sum(jnp.where(good, error, 0.0)) / jnp.maximum(jnp.sum(good), 1)
-    kept, _ = perceive(model, keys[2], progress, runs, config)
-    return error + kept, 1 - jnp.mean(good)
+    return error + perceive(model, keys[2], progress, runs, config)[0], 1 - jnp.mean(good)
 
 
 def predict(model: Model, key, progress, runs, config: Config, unroll: bool):
     """Loss of the auto-encoder, over as many pictures as `follow` compares."""
     count, ahead = (1, config.unrolled) if unroll else (config.unrolled, 1)
     states = windows(runs, key, config.batch * count, ahead)
-    pictures = render(states, config.image_size)
-    found = continued(model.encoder, model.decoder, pictures[:, :FRAMES], ahead)
-    return jnp.mean((found - pictures[:, FRAMES:]) ** 2), 0.0
+    return prediction_loss(model.encoder, model.decoder, states, config.image_size), 0.0
 
 
 def train(what: str, model: Model, loss, steps: int, rate: float, seed: int, wait: int = 0):
@@ -328,7 +298,11 @@ def run(job: Job) -> dict[str, Any]:
 
     seen = render(unseen[:, :FRAMES], size)
     wanted = render(unseen[:, FRAMES : FRAMES + config.horizon], size)
-    found = {"controller": foreseen(ours, seen, config), "before": foreseen(first, seen, config)}
+    found = {
+        "controller": foreseen(ours, seen, config),
+        "not refined": foreseen(ours, seen, config, refine=False),
+        "before": foreseen(first, seen, config),
+    }
     for name, auto in autos.items():
         found[name] = continued(auto.encoder, auto.decoder, seen, config.horizon)
     errors = {name: np.mean((found[name] - wanted) ** 2, axis=(2, 3)) for name in found}
@@ -346,9 +320,10 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def foreseen(model: Model, pictures, config: Config):
+def foreseen(model: Model, pictures, config: Config, refine: bool = True):
     """The `config.horizon` pictures that follow if the controller drives its own model."""
-    mpc, starts = learned(config, model), perceived(model.encoder, pictures)
+    mpc = learned(config, model)
+    starts = estimated(model.encoder, model.decoder, pictures, refine)
     states = drive(mpc, mpc.problem.dynamics, starts, config.horizon)
     return drawn(model.decoder, states[:, 1:])
 
@@ -364,7 +339,7 @@ def swing_up(model: Model, config: Config):
         nonlocal pictures
         newest = render(states, config.image_size)[:, None]
         pictures = jnp.concatenate([pictures[:, 1:], newest], axis=1)
-        return perceived(model.encoder, pictures)
+        return estimated(model.encoder, model.decoder, pictures)
 
     states = drive(learned(config, model), dc.systems.Pendulum(), starts, config.loop, look)
     angles = np.arctan2(states[..., 1], states[..., 0])
@@ -381,7 +356,7 @@ def swing_up(model: Model, config: Config):
 def pictures_of(model: Model, unseen, wanted, found, config: Config):
     """A few, for the figure."""
     seen = render(unseen[:8, :FRAMES], config.image_size)
-    states = perceived(model.encoder, seen)
+    states = estimated(model.encoder, model.decoder, seen)
     at = slice(0, config.horizon, 5)
     return {
         "observed": packed(seen[:, -1]),
