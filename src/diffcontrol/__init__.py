@@ -23,6 +23,9 @@ from ._discretise import euler as euler
 from ._discretise import rk4 as rk4
 from ._discretise import semi_implicit as semi_implicit
 from ._kernel.native import set_threads as set_threads
+from ._kernel.soft_top_k import constrained_softmax as constrained_softmax
+from ._kernel.soft_top_k import constrained_sparsemax as constrained_sparsemax
+from ._kernel.soft_top_k import limited_multi_label as limited_multi_label
 from ._linear_quadratic import Diagonal as Diagonal
 from ._linear_quadratic import LinearQuadraticProblem as LinearQuadraticProblem
 from ._linear_quadratic import TimeInvariant as TimeInvariant
