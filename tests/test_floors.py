@@ -22,7 +22,7 @@ FLOORS = (
     ("_kernel", "_expansion", "systems", "models"),
     ("_adjoint", "_lqr", "_terminal_value"),
     ("_iterate",),
-    ("_solver",),
+    ("_solver", "_planner"),
     ("_solve", "_certificate", "_value"),
     ("_simulate", "_mpc"),
     ("environments", "learning", "testing", "_torch_operation", "torch"),
@@ -35,6 +35,7 @@ ORDER = [room for floor in FLOORS for room in floor]
 SHARED = {
     "_kernel": {"cholesky", "riccati", "box_qp", "native", "products"},
     "_adjoint": {"base"},
+    "_planner": {"base"},
     "_solver": {"box_ddp", "line_search", "regularisation", "settings"},
 }
 

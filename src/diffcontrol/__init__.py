@@ -32,6 +32,11 @@ from ._linear_quadratic import TimeInvariant as TimeInvariant
 from ._lqr import lqr as lqr
 from ._mpc import MPC as MPC
 from ._mpc import MPCMemory as MPCMemory
+from ._planner.base import PlannerStats as PlannerStats
+from ._planner.cem import CEM as CEM
+from ._planner.gradient_descent import GradientDescent as GradientDescent
+from ._planner.mppi import MPPI as MPPI
+from ._planner.random_shooting import RandomShooting as RandomShooting
 from ._result import RESULTS as RESULTS
 from ._simulate import Episode as Episode
 from ._simulate import rollout_in as rollout_in

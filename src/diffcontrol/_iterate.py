@@ -193,7 +193,13 @@ def _run_batch(solver: AbstractSolver, static, batched, size: int, arrays):
     return run(arrays)
 
 
-def run_fixed(solver: AbstractSolver, problem: StageProblem, x0: Array, controls: Array) -> Solved:
+def run_fixed(
+    solver: AbstractSolver,
+    problem: StageProblem,
+    x0: Array,
+    controls: Array,
+    checkpoint: bool = False,
+) -> Solved:
     """The same run as a scan of a fixed number of steps, the state frozen once it says stop.
 
     One step more than iterations, since the first may be spent on the guess.
@@ -203,5 +209,7 @@ def run_fixed(solver: AbstractSolver, problem: StageProblem, x0: Array, controls
         return select(state.running, solver.differentiable_step(problem, x0, state), state), None
 
     start = solver.init(problem, x0, controls)
+    if checkpoint:
+        step = jax.checkpoint(step, prevent_cse=False)
     state, _ = jax.lax.scan(step, start, length=solver.max_iterations + 1)
     return solved_at(problem, *solver.finish(problem, x0, state))

@@ -1,5 +1,7 @@
 """What a solve returns."""
 
+from typing import Any
+
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
@@ -39,17 +41,18 @@ class Solution(eqx.Module):
         gains: `(T, m, n)`: derivative of `u_t` with respect to `x_t` along the optimal policy;
             rows of clamped controls are zero.
         result: one of `RESULTS`.
-        stats: how the solve went.
+        stats: how the solve went: `Stats`, or of a planner `PlannerStats`.
 
     The first six have derivatives. `result` and `stats` have zero tangents in forward mode and
-    refuse a cotangent in reverse mode.
+    refuse a cotangent in reverse mode. Planners such as `CEM` look for no multiplier: of theirs
+    `costates`, `multipliers` and `gains` are None, and `stats` says other things (`PlannerStats`).
     """
 
     states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
-    costates: Float[Array, "T1 n"]
-    multipliers: Float[Array, "T m"]
+    costates: Float[Array, "T1 n"] | None
+    multipliers: Float[Array, "T m"] | None
     cost: Float[Array, ""]
-    gains: Float[Array, "T m n"]
+    gains: Float[Array, "T m n"] | None
     result: RESULTS
-    stats: Stats
+    stats: Any

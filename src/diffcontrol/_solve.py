@@ -1,6 +1,7 @@
 """The front door."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -13,14 +14,17 @@ from ._control_problem import (
     StageProblem,
     check_concrete_values,
     check_order,
+    invalid,
     stage_problem,
 )
 from ._iterate import AbstractSolver, run_fixed, run_until_done
 from ._kernel import riccati
 from ._optimality import control_gradient, linearise, stage_costs
+from ._planner.base import AbstractPlanner, Start
 from ._result import RESULTS, choose, succeeded
 from ._solution import Solution
 from ._solver.ddp import DDP
+from ._trajectory import rollout
 from ._tree import stop_gradient
 from ._types import Numbers, as_floats
 from ._undifferentiable import STATS_REFUSE, without_cotangent
@@ -29,7 +33,7 @@ from ._undifferentiable import STATS_REFUSE, without_cotangent
 def solve(
     problem: ControlProblem,
     x0: Numbers,
-    solver: AbstractSolver = DDP(),
+    solver: AbstractSolver | AbstractPlanner = DDP(),
     *,
     guess: Numbers | Solution | None = None,
     adjoint: AbstractAdjoint | None = None,
@@ -41,12 +45,13 @@ def solve(
     Args:
         problem: what to solve.
         x0: initial state, shape `(n,)`.
-        solver: by which algorithm.
+        solver: by which algorithm: a solver such as `DDP()`, which looks for an optimum, or a
+            planner such as `CEM()`, which runs its iterations.
         guess: controls to start from, shape `(T, m)`, or an earlier `Solution`; None is zero.
             Its derivative is zero under an implicit adjoint.
         adjoint: how derivatives come out; None is the solver's own: `ImplicitAdjoint` where it
             promises stationarity, else `UnrolledAdjoint`.
-        key: random key, for solvers that sample; refused by others.
+        key: random key, for planners that sample; refused by others.
         throw: raise at run time unless the solve succeeds; under `jax.vmap` one bad sample
             raises for the batch. With False, read `solution.result`.
 
@@ -58,7 +63,8 @@ def solve(
             in values that are known then.
         RuntimeError: at run time, with the sentence of `RESULTS`, if `throw` and not successful.
     """
-    solver, adjoint = check_algorithms(solver, adjoint, key)
+    is_planner = isinstance(solver, AbstractPlanner)
+    solver, adjoint = (check_planner if is_planner else check_algorithms)(solver, adjoint, key)
     x0 = as_floats("x0", x0)
     controls = as_controls(guess)
     for name, values in (("problem", problem), ("x0", x0), ("guess", controls)):
@@ -67,7 +73,7 @@ def solve(
         check_order(problem.control_bounds.lower, problem.control_bounds.upper)
     if not isinstance(throw, bool):
         raise TypeError(f"`throw` must be True or False, got {throw!r}.")
-    return _solve(problem, x0, solver, controls, adjoint, throw, 0)
+    return _solve(problem, x0, solver, controls, adjoint, key, throw, 0)
 
 
 def as_controls(guess: Numbers | Solution | None) -> Array | None:
@@ -85,14 +91,18 @@ def solve_from(
 ) -> Solution:
     """`solve` with stage 0 at absolute time `start`, never raising: for use in a loop."""
     solver, adjoint = check_algorithms(solver, None, None)
-    return _solve(problem, x0, solver, controls, adjoint, False, start)
+    return _solve(problem, x0, solver, controls, adjoint, None, False, start)
 
 
 @remembered_jit
-def _solve(problem, x0, solver, controls, adjoint, throw, start) -> Solution:
+def _solve(problem, x0, solver, controls, adjoint, key, throw, start) -> Solution:
     stages, x0 = stage_problem(problem, x0, start)
     controls = initial_controls(stages, controls, x0.dtype)
-    solution = _describe(stages, solved_by(solver, adjoint, stages, x0, controls))
+    if isinstance(solver, AbstractPlanner):
+        begin = solver.start(stages, controls)
+        solution, _ = planned_by(solver, stages, x0, begin, key, adjoint.checkpoint)
+    else:
+        solution = _describe(stages, solved_by(solver, adjoint, stages, x0, controls))
     if throw:
         solution = solution.result.error_if(solution, ~succeeded(solution.result))
     return solution
@@ -142,9 +152,63 @@ def _describe(problem: StageProblem, solved: Solved) -> Solution:
     )
 
 
+def planned_by(
+    planner: AbstractPlanner,
+    problem: StageProblem,
+    x0: Array,
+    start: Start,
+    key: Array | None,
+    checkpoint: bool = False,
+) -> tuple[Solution, Array]:
+    """A planner's answer as a solution, and the samples that its next plan may go on from."""
+    found = planner.plan(problem, x0, start, key, checkpoint)
+    controls = found.controls
+    if planner.refuses is not None:
+        # Whatever one differentiates by, a cotangent of the controls must meet the refusal.
+        leaves = jax.tree.leaves(eqx.filter((problem, x0, start), eqx.is_inexact_array))
+        anchor = jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves]))
+        controls = jax.lax.stop_gradient(controls)
+    states = rollout(problem.dynamics, x0, controls)
+    cost = jnp.sum(stage_costs(problem, states, controls))
+    if planner.refuses is not None:
+        controls = without_cotangent(controls, anchor, planner.refuses)
+    is_best = cost < found.stats.best_cost
+    stats = eqx.tree_at(
+        lambda stats: (stats.best_controls, stats.best_cost),
+        found.stats,
+        (
+            jnp.where(is_best, controls, found.stats.best_controls),
+            jnp.where(is_best, cost, found.stats.best_cost),
+        ),
+    )
+    result = choose(jnp.isfinite(cost), RESULTS.fixed_iterations, RESULTS.non_finite)
+    result = choose(invalid(problem, x0), RESULTS.invalid_input, result)
+    stats = without_cotangent(stop_gradient(stats), cost, STATS_REFUSE)
+    return Solution(states, controls, None, None, cost, None, result, stats), found.kept
+
+
+def check_planner(planner, adjoint, key) -> tuple[AbstractPlanner, UnrolledAdjoint]:
+    name = type(planner).__name__
+    if planner.draws and key is None:
+        raise ValueError(f"{name} draws samples: give `key`, such as key=jax.random.key(0).")
+    if not planner.draws and key is not None:
+        raise ValueError(f"`key` was given, but {name} does not sample; leave it out.")
+    if adjoint is None:
+        adjoint = UnrolledAdjoint()
+    if not isinstance(adjoint, UnrolledAdjoint):
+        raise ValueError(
+            f"{name} does not promise a stationary answer, so its derivative is that of its "
+            f"iterations. Use UnrolledAdjoint() in place of {adjoint!r}."
+        )
+    return planner, adjoint
+
+
 def check_algorithms(solver, adjoint, key) -> tuple[AbstractSolver, AbstractAdjoint]:
     if not isinstance(solver, AbstractSolver):
-        raise TypeError(f"`solver` must be a solver such as DDP(), got {solver!r}.")
+        raise TypeError(
+            f"`solver` must be a solver such as DDP() here, got {solver!r}."
+            + " Planners promise no optimum." * isinstance(solver, AbstractPlanner)
+        )
     if key is not None:
         raise ValueError(
             f"`key` was given, but {type(solver).__name__} does not sample; leave it out."

@@ -16,12 +16,20 @@ class UnrolledAdjoint(AbstractAdjoint):
     a guess near the solution one iteration of `DDP` gives nearly the exact derivative; but a solver
     that tests for convergence takes none from there, so use `fixed_iterations`. Time and memory of
     the backward pass grow with `max_iterations`; without differentiation it costs nothing.
+
+    Args:
+        checkpoint: keep only what is handed from iteration to iteration, and compute the inside of
+            each again in the backward pass: less memory for one more forward pass.
     """
+
+    checkpoint: bool = False
 
     needs_stationarity: ClassVar[bool] = False
 
     def solve(self, problem, x0, controls, *, until_done, fixed):
-        return _run(problem, x0, controls, until_done, fixed)
+        return _run(
+            problem, x0, controls, until_done, eqx.Partial(fixed, checkpoint=self.checkpoint)
+        )
 
 
 @eqx.filter_custom_jvp

@@ -189,29 +189,29 @@ def constrained_softmax(scores: Numbers, upper: Numbers, k: Numbers = 1.0) -> Fl
 
     Source: Martins and Kreutzer (2017), section 3.1, with a sum of `k`.
     """
-    x, upper, k, good = _check_bounded("constrained_softmax", scores, upper, k)
+    x, bound, k, good = _check_bounded("constrained_softmax", scores, upper, k)
     n = x.shape[0]
     # Beyond this distance a weight is nothing beside the others.
     top = jnp.max(jnp.where(jnp.isfinite(x), x, -jnp.inf), initial=-jnp.inf)
     x = jnp.where(x == jnp.inf, jnp.where(jnp.isfinite(top), top, 0.0) + 1e4, x)
     # As nu grows weights reach their bounds in the order of x - log(upper), so those at a bound are
     # the first few in that order: as few as leave all others below theirs.
-    some = jnp.where(upper > 0, upper, 1.0)
-    place = jnp.where(upper > 0, x - jnp.log(some), jnp.inf)
+    some = jnp.where(bound > 0, bound, 1.0)
+    place = jnp.where(bound > 0, x - jnp.log(some), jnp.inf)
     order = jnp.argsort(-jax.lax.stop_gradient(place))
-    x, upper, place = x[order], upper[order], place[order]
+    x, bound, place = x[order], bound[order], place[order]
     fixed, fixed_k = jax.lax.stop_gradient((x, k))
-    held_before = jnp.cumsum(upper) - upper
+    held_before = jnp.cumsum(bound) - bound
     rest = fixed_k - jnp.where(jnp.isfinite(held_before), held_before, jnp.inf)
     # log sum exp of this one and all after it.
     behind = jax.lax.associative_scan(jnp.logaddexp, fixed, reverse=True)
     below = jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)) + place <= behind, True)
     first = jnp.argmax(jnp.append(below, True))
     held = jnp.arange(n) < first
-    s = k - jnp.sum(jnp.where(held, upper, 0.0))
+    s = k - jnp.sum(jnp.where(held, bound, 0.0))
     free = ~held & (x > -jnp.inf)
     shares = jax.nn.softmax(jnp.where(free, x, 0.0), where=free)
-    y = jnp.where(held, upper, jnp.where(free, s * shares, 0.0))
+    y = jnp.where(held, bound, jnp.where(free, s * shares, 0.0))
     y = jnp.zeros_like(y).at[order].set(y)
     return jnp.where(good, y, jnp.nan)
 
@@ -238,11 +238,11 @@ def constrained_sparsemax(scores: Numbers, upper: Numbers, k: Numbers = 1.0) -> 
 
     Source: Malaviya, Ferreira, Martins (2018), section 3, with a sum of `k`.
     """
-    x, upper, k, good = _check_bounded("constrained_sparsemax", scores, upper, k)
-    fixed, bound, fixed_k = jax.lax.stop_gradient((x, upper, k))
+    x, bound, k, good = _check_bounded("constrained_sparsemax", scores, upper, k)
+    fixed, fixed_bound, fixed_k = jax.lax.stop_gradient((x, bound, k))
     # As nu falls from infinity, entry i starts to grow at x_i and stops at x_i - upper_i: the sum
     # is piecewise linear in nu, with a slope that these events change by one.
-    events = jnp.concatenate([fixed, fixed - bound])
+    events = jnp.concatenate([fixed, fixed - fixed_bound])
     steps = jnp.concatenate([jnp.ones_like(x), -jnp.ones_like(x)])
     order = jnp.argsort(-events)
     events, slopes = events[order], jnp.cumsum(steps[order])
@@ -259,11 +259,11 @@ def constrained_sparsemax(scores: Numbers, upper: Numbers, k: Numbers = 1.0) -> 
         0.5 * (events[piece] + events[piece + 1]),
         events[piece] - 1.0,
     )
-    held = fixed - bound > inside
+    held = fixed - fixed_bound > inside
     free = (fixed > inside) & ~held
     number = jnp.maximum(jnp.sum(free), 1)
-    nu = (jnp.sum(jnp.where(free, x, 0.0)) + jnp.sum(jnp.where(held, upper, 0.0)) - k) / number
-    y = jnp.where(held, upper, jnp.where(free, x - nu, 0.0))
+    nu = (jnp.sum(jnp.where(free, x, 0.0)) + jnp.sum(jnp.where(held, bound, 0.0)) - k) / number
+    y = jnp.where(held, bound, jnp.where(free, x - nu, 0.0))
     return jnp.where(good, y, jnp.nan)
 
 
@@ -291,23 +291,25 @@ def _check_choice(caller: str, scores: Array, k: Array, most: float | int) -> in
     return scores.shape[0]
 
 
-def _check_bounded(caller: str, scores: Numbers, upper: Numbers, k: Numbers):
+def _check_bounded(
+    caller: str, scores: Numbers, upper: Numbers, k: Numbers
+) -> tuple[Array, Array, Array, Array]:
     """Arguments as arrays of one type, and whether their values make sense."""
-    x, upper, k = _floats(scores=scores, upper=upper, k=k)
+    x, bound, k = _floats(scores=scores, upper=upper, k=k)
     n = _check_choice(caller, x, k, np.inf)
-    if upper.shape not in ((), (n,)):
+    if bound.shape not in ((), (n,)):
         raise ValueError(
-            f"{caller}: `upper` must have shape () or ({n},), but has shape {upper.shape}."
+            f"{caller}: `upper` must have shape () or ({n},), but has shape {bound.shape}."
         )
-    upper = jnp.broadcast_to(upper, (n,))
-    if known_to(upper, lambda values: ~(values >= 0)):
+    bound = jnp.broadcast_to(bound, (n,))
+    if known_to(bound, lambda values: ~(values >= 0)):
         raise ValueError(f"{caller}: `upper` must not be negative or NaN.")
     # To rounding, so that bounds whose sum is k are allowed.
     slack = 1 + n * float(jnp.finfo(x.dtype).eps)
-    enough = jnp.sum(upper) * slack >= k
+    enough = jnp.sum(bound) * slack >= k
     if known_to(enough, np.logical_not):
         raise ValueError(
-            f"{caller}: the bounds `upper` sum to {jnp.sum(upper)}, less than `k`, {k}."
+            f"{caller}: the bounds `upper` sum to {jnp.sum(bound)}, less than `k`, {k}."
         )
-    good = enough & (k >= 0) & jnp.all(upper >= 0) & ~jnp.any(jnp.isnan(x))
-    return x, upper, k, good
+    good = enough & (k >= 0) & jnp.all(bound >= 0) & ~jnp.any(jnp.isnan(x))
+    return x, bound, k, good

@@ -1,0 +1,247 @@
+"""What a planner is, and what sampling planners share."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from .._control_problem import StageProblem
+from .._trajectory import stages
+from .._tree import select
+from .._types import as_floats, known_to
+
+
+class PlannerStats(eqx.Module):
+    """How planning went. Numbers to read, not to differentiate.
+
+    Attributes:
+        iterations: iterations run.
+        best_controls: `(T, m)`, the cheapest sample of all, or the answer where that is cheaper.
+        best_cost: its cost.
+        spread: `(T, m)`, the standard deviation of the last samples [unit of the control].
+        left_out: share of the samples whose cost was not finite, and which therefore counted for
+            nothing.
+    """
+
+    iterations: Int[Array, ""]
+    best_controls: Float[Array, "T m"]
+    best_cost: Float[Array, ""]
+    spread: Float[Array, "T m"]
+    left_out: Float[Array, ""]
+
+
+class Start(eqx.Module):
+    """Where planning starts.
+
+    Attributes:
+        controls: `(T, m)`.
+        kept: `(K, T, m)`, samples of an earlier plan that take part again; K is the planner's.
+        known: whether `kept` holds any.
+    """
+
+    controls: Float[Array, "T m"]
+    kept: Float[Array, "K T m"]
+    known: Bool[Array, ""]
+
+
+class Planned(eqx.Module):
+    """What a planner found: controls with their derivative, and samples to go on from."""
+
+    controls: Float[Array, "T m"]
+    kept: Float[Array, "K T m"]
+    stats: PlannerStats
+
+
+class AbstractPlanner(eqx.Module):
+    """An algorithm that improves controls for a fixed number of iterations."""
+
+    @property
+    @abc.abstractmethod
+    def draws(self) -> bool:
+        """Whether it needs random numbers."""
+
+    @property
+    def keep(self) -> int:
+        """How many samples a plan hands on to the next."""
+        return 0
+
+    @property
+    @abc.abstractmethod
+    def refuses(self) -> str | None:
+        """Why the controls have no derivative; None where they have one."""
+
+    @abc.abstractmethod
+    def plan(
+        self, problem: StageProblem, x0: Array, start: Start, key: Array | None, checkpoint: bool
+    ) -> Planned:
+        """Improve `start.controls`.
+
+        Args:
+            problem, x0: what to solve.
+            start: within the bounds.
+            key: random key, or None where `draws` is False.
+            checkpoint: keep only the state between iterations for a backward pass.
+        """
+
+    def start(self, problem: StageProblem, controls: Array) -> Start:
+        """Start from controls alone."""
+        controls = jnp.clip(controls, problem.lower, problem.upper)
+        kept = jnp.broadcast_to(controls, (self.keep, *controls.shape))
+        return Start(controls, kept, jnp.asarray(False))
+
+
+def plan_cost(problem: StageProblem, x0: Array, controls: Array) -> Float[Array, ""]:
+    """Cost of one sequence of controls, `(T, m)`, from `x0`."""
+
+    def advance(carry, stage):
+        x, total = carry
+        k, u = stage
+        return (problem.dynamics(x, u, k), total + problem.stage_cost(x, u, k)), None
+
+    start = (x0, jnp.zeros((), x0.dtype))
+    (x, total), _ = jax.lax.scan(advance, start, (stages(problem.horizon), controls))
+    return total + problem.terminal_cost(x)
+
+
+@eqx.filter_custom_jvp
+def sample_costs(problem: StageProblem, x0: Array, samples: Array) -> Float[Array, " N"]:
+    """Costs of `samples`, `(N, T, m)`, in one batched roll-out; infinite where not finite."""
+    costs = jax.vmap(lambda controls: plan_cost(problem, x0, controls))(samples)
+    return jnp.where(jnp.isfinite(costs), costs, jnp.inf)
+
+
+@sample_costs.def_jvp
+def _sample_costs_jvp(primals, tangents):
+    # A sample whose cost is not finite has derivatives that are not, and zero times these is NaN,
+    # not zero. So the best sample is differentiated in its place, and what comes of it dropped.
+    problem, x0, samples = primals
+    d_problem, d_x0, d_samples = tangents
+    costs = sample_costs(problem, x0, samples)
+    bad = ~jnp.isfinite(costs)
+    aside = bad[:, None, None]
+    safe = jnp.where(aside, jax.lax.stop_gradient(samples[jnp.argmin(costs)]), samples)
+    d_samples = None if d_samples is None else jnp.where(aside, 0.0, d_samples)
+    _, d_costs = eqx.filter_jvp(
+        lambda problem, x0, samples: jax.vmap(lambda u: plan_cost(problem, x0, u))(samples),
+        (problem, x0, safe),
+        (d_problem, d_x0, d_samples),
+    )
+    return costs, None if d_costs is None else jnp.where(bad, 0.0, d_costs)
+
+
+def normalised(costs: Float[Array, " N"]) -> Float[Array, " N"]:
+    """Finite costs with mean zero and deviation one, so that units of the cost do not matter."""
+    good = jnp.isfinite(costs)
+    number = jnp.maximum(jnp.sum(good), 1)
+    values = jnp.where(good, costs, 0.0)
+    centred = jnp.where(good, values - jnp.sum(values) / number, 0.0)
+    variance = jnp.sum(centred**2) / number
+    # Relative to rounding, not to a unit; all costs equal means that none is better.
+    size = jnp.max(jnp.abs(jax.lax.stop_gradient(values)), initial=0.0)
+    smallest = (4.0 * jnp.finfo(costs.dtype).eps * size) ** 2 + jnp.finfo(costs.dtype).tiny
+    return jnp.where(good, centred / jnp.sqrt(variance + smallest), jnp.inf)
+
+
+def draw(
+    key: Array, mean: Array, spread: Array, number: int, colour: float, problem: StageProblem
+) -> Float[Array, "N T m"]:
+    """Gaussian samples around `mean`, cut off at the bounds; differentiable by mean, spread and
+    bounds, with the random numbers held."""
+    noise = jax.random.normal(key, (number, *mean.shape), mean.dtype)
+    return jnp.clip(mean + spread * coloured(noise, colour), problem.lower, problem.upper)
+
+
+def coloured(noise: Float[Array, "N T m"], colour: float) -> Float[Array, "N T m"]:
+    """White noise made correlated in time: power in proportion to `1 / frequency**colour`.
+
+    Unit variance at every stage. White noise moves a sluggish plant little, since it averages out.
+
+    Source: Pinneri et al., Sample-efficient cross-entropy method for real-time planning (2020).
+    """
+    T = noise.shape[1]
+    if colour == 0 or T == 1:
+        return noise
+    frequency = jnp.fft.rfftfreq(T).at[0].set(1.0 / T)
+    scale = (frequency ** (-0.5 * colour)).astype(noise.dtype)
+    # All but the first, and the last of an even number, stand for two frequencies.
+    twice = jnp.full(scale.shape, 2.0).at[0].set(1.0)
+    twice = twice.at[-1].set(1.0 if T % 2 == 0 else 2.0)
+    scale = scale / jnp.sqrt(jnp.sum(twice * scale**2) / T)
+    spectrum = jnp.fft.rfft(noise, axis=1) * scale[:, None]
+    return jnp.fft.irfft(spectrum, n=T, axis=1).astype(noise.dtype)
+
+
+def first_spread(name: str, spread: Array | None, problem: StageProblem) -> Float[Array, "T m"]:
+    """The first standard deviation: as given, or half the range of the bounds."""
+    shape, m = problem.lower.shape, problem.control_size
+    if spread is None:
+        half = 0.5 * (problem.upper - problem.lower)
+        # Bounds are data, so this may only be known when run; then all samples are infinite or NaN,
+        # count for nothing, and `solution.stats.left_out` is 1.
+        if known_to(half, lambda values: ~np.isfinite(values)):
+            raise ValueError(
+                f"{name}: without finite control bounds there is no usual `spread` of the samples; "
+                f"give one: {name}(spread=...)."
+            )
+        return half
+    if spread.shape not in ((), (m,), shape):
+        raise ValueError(
+            f"{name}: `spread` must have shape (), ({m},) or {shape}, but has shape {spread.shape}."
+        )
+    return jnp.broadcast_to(spread.astype(problem.lower.dtype), shape)
+
+
+def as_optional(name: str):
+    """A converter: numbers to arrays, None as it is."""
+    return lambda value: None if value is None else as_floats(name, value)
+
+
+def check_counts(name: str, **counts: int) -> None:
+    """Raise for settings that are not whole numbers of at least one."""
+    for setting, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{name}: `{setting}` must be an integer, got {count!r}.")
+        if count < 1:
+            raise ValueError(f"{name}: `{setting}` must be at least 1, got {count}.")
+
+
+def check_positive(name: str, **values: Array | None) -> None:
+    """Raise for numbers known not to be positive."""
+    for setting, value in values.items():
+        if value is not None and known_to(value, lambda numbers: ~(numbers > 0)):
+            raise ValueError(f"{name}: `{setting}` must be positive, got {value}.")
+
+
+def weighted(w: Float[Array, " N"], samples: Float[Array, "N T m"], otherwise: Array) -> Array:
+    """Mean of the samples by weights that need not sum to one; `otherwise` where all are zero."""
+    total = jnp.sum(w)
+    some = total > 0
+    mean = jnp.tensordot(w / jnp.where(some, total, 1.0), samples, axes=1)
+    return jnp.where(some, mean, otherwise)
+
+
+class Best(eqx.Module):
+    """The cheapest sample so far."""
+
+    controls: Float[Array, "T m"]
+    cost: Float[Array, ""]
+
+    @staticmethod
+    def none(controls: Array) -> "Best":
+        return Best(controls, jnp.asarray(jnp.inf, controls.dtype))
+
+    def of(self, samples: Array, costs: Array) -> "Best":
+        """The cheaper of this and the cheapest of `samples`."""
+        samples, costs = jax.lax.stop_gradient((samples, costs))
+        first = jnp.argmin(costs)
+        return select(costs[first] < self.cost, Best(samples[first], costs[first]), self)
+
+
+def scan(step, state, inputs, checkpoint: bool):
+    """`jax.lax.scan` over iterations."""
+    return jax.lax.scan(
+        jax.checkpoint(step, prevent_cse=False) if checkpoint else step, state, inputs
+    )

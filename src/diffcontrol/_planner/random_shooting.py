@@ -1,0 +1,70 @@
+"""Random shooting: the best of many guesses."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .base import (
+    AbstractPlanner,
+    Best,
+    Planned,
+    PlannerStats,
+    as_optional,
+    check_counts,
+    check_positive,
+    draw,
+    first_spread,
+    sample_costs,
+)
+
+_BEST = (
+    "The controls of `RandomShooting` are one of its samples and do not move with the problem, so "
+    "they have no derivative. Use CEM(temperature=1.0) or MPPI(), or take what you need of the "
+    "controls through jax.lax.stop_gradient. (`states` and `cost` do have a derivative, with the "
+    "controls held.)"
+)
+
+
+class RandomShooting(AbstractPlanner):
+    """The cheapest of so many random control sequences; the baseline of every planner.
+
+    Args:
+        samples: how many.
+        spread: standard deviation of Gaussian samples around the guess [unit of the control]: a
+            scalar, `(m,)` or `(T, m)`. None is uniform between the bounds, which must be finite
+            then.
+        colour: exponent of Gaussian noise in time: 0 is white, 1 pink, 2 a random walk.
+
+    Raises:
+        ValueError, TypeError: for samples below one or not whole, or a spread that is not positive.
+    """
+
+    samples: int = 1000
+    spread: Array | None = eqx.field(default=None, converter=as_optional("spread"))
+    colour: float = 0.0
+
+    draws = True
+    refuses = _BEST
+
+    def __check_init__(self):
+        check_counts("RandomShooting", samples=self.samples)
+        check_positive("RandomShooting", spread=self.spread)
+
+    def plan(self, problem, x0, start, key, checkpoint):
+        spread = first_spread("RandomShooting", self.spread, problem)
+        if self.spread is None:
+            share = jax.random.uniform(key, (self.samples, *spread.shape), spread.dtype)
+            X = problem.lower + 2.0 * spread * share
+        else:
+            X = draw(key, start.controls, spread, self.samples, self.colour, problem)
+        costs = sample_costs(problem, x0, X)
+        best = Best.none(start.controls).of(X, costs)
+        stats = PlannerStats(
+            iterations=jnp.asarray(1),
+            best_controls=best.controls,
+            best_cost=best.cost,
+            spread=spread,
+            left_out=jnp.mean(~jnp.isfinite(costs)),
+        )
+        return Planned(best.controls, start.kept, stats)
