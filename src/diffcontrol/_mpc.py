@@ -5,15 +5,23 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ._captured import remembered_jit
 from ._control_problem import ControlProblem, StageProblem, stage_problem
 from ._iterate import AbstractSolver
 from ._optimality import stage_costs
+from ._planner.base import AbstractPlanner, Start
 from ._result import RESULTS, as_array
 from ._solution import Solution
-from ._solve import as_controls, initial_controls, solve_from
+from ._solve import (
+    as_controls,
+    check_algorithms,
+    check_planner,
+    initial_controls,
+    planned_by,
+    solve_from,
+)
 from ._solver.ddp import DDP
 from ._trajectory import rollout, stages
 from ._tree import stop_gradient
@@ -35,15 +43,20 @@ class MPCMemory(eqx.Module):
         time: absolute time of the next call, counted in calls from 0.
         result: outcome of the last solve; `successful` before the first.
         iterations: iterations of the last solve.
+        kept: samples `(K, T, m)` of the last plan that take part in the next, where the solver is a
+            planner that keeps some; `gains` and `costates` are None then.
+        known: whether `kept` holds any.
     """
 
     states: Float[Array, "T1 n"]
     controls: Float[Array, "T m"]
-    gains: Float[Array, "T m n"]
-    costates: Float[Array, "T1 n"]
+    gains: Float[Array, "T m n"] | None
+    costates: Float[Array, "T1 n"] | None
     time: Int[Array, ""]
     result: RESULTS
     iterations: Int[Array, ""]
+    kept: Float[Array, "K T m"] | None = None
+    known: Bool[Array, ""] | None = None
 
 
 class MPC(eqx.Module):
@@ -62,13 +75,16 @@ class MPC(eqx.Module):
         problem: what is solved at each step. Its callables see the absolute time `memory.time + k`
             at stage `k`; arrays with a leading time axis (bounds, goals) run from the current step
             and are given anew through `problem=`.
-        solver: the solver; solves never raise, `memory.result` says how the last one went.
+        solver: the solver; solves never raise, `memory.result` says how the last one went. Or a
+            planner such as `CEM(keep=5)`: each call then starts from the last plan and the samples
+            kept of it, shifted.
         starts: further guesses, `(S, T, m)`, for problems with several minima. At every step they
             race against the warm start for a few iterations, and the cheapest is solved to the
             end. None for none.
         guess: controls `(T, m)`, or an earlier `Solution`, from which the very first solve starts;
             None is zero. With `fixed_iterations` give a solution, since few iterations from zero
             lead nowhere.
+        key: random key, where the solver is a planner that samples; every call draws others.
 
     Raises:
         TypeError: if `starts` or `guess` is not made of real numbers.
@@ -77,9 +93,10 @@ class MPC(eqx.Module):
     """
 
     problem: ControlProblem
-    solver: AbstractSolver = DDP()
+    solver: AbstractSolver | AbstractPlanner = DDP()
     starts: Array | None = eqx.field(default=None, converter=_as_starts)
     guess: Array | None = eqx.field(default=None, converter=as_controls)
+    key: Array | None = None
 
     def init(self, x0: Numbers) -> MPCMemory:
         """The memory before the first call: the controls of `guess`, time 0.
@@ -88,21 +105,30 @@ class MPC(eqx.Module):
             x0: a state of the shape that calls will have, `(n,)`.
 
         Raises:
-            ValueError, TypeError: for a problem, an `x0` and a `guess` that do not fit together.
+            ValueError, TypeError: for a problem, an `x0` and a `guess` that do not fit together, or
+                a key that is missing, or given to a solver that does not sample.
         """
+        planner = self.solver if isinstance(self.solver, AbstractPlanner) else None
+        if planner is not None:
+            check_planner(planner, None, self.key)
+        else:
+            check_algorithms(self.solver, None, self.key)
         stage, x0 = stage_problem(self.problem, x0)
         T, n, m = stage.horizon, stage.state_size, stage.control_size
         guess = initial_controls(stage, self.guess, x0.dtype)
         controls = jnp.clip(guess, stage.lower, stage.upper)
+        begin = None if planner is None else planner.start(stage, controls)
         return stop_gradient(
             MPCMemory(
                 states=jnp.broadcast_to(x0, (T + 1, n)),
                 controls=controls,
-                gains=jnp.zeros((T, m, n), x0.dtype),
-                costates=jnp.zeros((T + 1, n), x0.dtype),
+                gains=None if planner is not None else jnp.zeros((T, m, n), x0.dtype),
+                costates=None if planner is not None else jnp.zeros((T + 1, n), x0.dtype),
                 time=jnp.zeros((), jnp.int32),
                 result=as_array(RESULTS.successful),
                 iterations=jnp.zeros((), jnp.int32),
+                kept=None if begin is None else begin.kept,
+                known=None if begin is None else begin.known,
             )
         )
 
@@ -142,6 +168,16 @@ class MPC(eqx.Module):
                 f"of shape {memory.states.shape[1:]}, but problem and `x` have {shape} and "
                 f"{x.shape}. Make it with `init` of an MPC of that problem."
             )
+        if isinstance(self.solver, AbstractPlanner):
+            if self.starts is not None:
+                raise ValueError("MPC: `starts` are for solvers; leave them out with a planner.")
+            if memory.kept is None:
+                raise ValueError(
+                    "MPC: `memory` was made for a solver, not a planner; make it with `init`."
+                )
+            # A plan that failed is no place to start from.
+            last = jnp.where(jnp.isfinite(memory.controls), memory.controls, 0.0)
+            return jnp.clip(last, stage.lower, stage.upper)
         warm = _warm_start(stage, x, memory)
         if self.starts is None:
             return warm
@@ -164,17 +200,28 @@ class MPC(eqx.Module):
 
 @remembered_jit
 def _plan(controller: MPC, x: Array, memory: MPCMemory, problem: ControlProblem | None) -> Solution:
-    problem = controller.problem if problem is None else problem
-    guess = controller._guess(*stop_gradient((problem, x, memory)))
-    return solve_from(problem, x, memory.time, controller.solver, guess)
+    return _solved(controller, x, memory, problem)[0]
 
 
 @remembered_jit
 def _act(
     controller: MPC, x: Array, memory: MPCMemory, problem: ControlProblem | None
 ) -> tuple[Array, MPCMemory]:
-    solution = _plan(controller, x, memory, problem)
-    return solution.controls[0], stop_gradient(_shift(solution, memory))
+    solution, kept = _solved(controller, x, memory, problem)
+    return solution.controls[0], stop_gradient(_shift(solution, kept, memory))
+
+
+def _solved(controller, x, memory, problem) -> tuple[Solution, Array | None]:
+    """The plan of this step, and of a planner the samples that it keeps."""
+    problem = controller.problem if problem is None else problem
+    guess = controller._guess(*stop_gradient((problem, x, memory)))
+    if not isinstance(controller.solver, AbstractPlanner):
+        return solve_from(problem, x, memory.time, controller.solver, guess), None
+    stage, x = stage_problem(problem, x, memory.time)
+    kept = jax.lax.stop_gradient(jnp.clip(memory.kept, stage.lower, stage.upper))
+    key = None if controller.key is None else jax.random.fold_in(controller.key, memory.time)
+    start = Start(guess, kept, memory.known)
+    return planned_by(controller.solver, stage, x, start, key)
 
 
 def _warm_start(problem: StageProblem, x: Array, memory: MPCMemory) -> Array:
@@ -206,15 +253,18 @@ def _warm_start(problem: StageProblem, x: Array, memory: MPCMemory) -> Array:
     return jnp.where(cost(corrected) < cost(kept), corrected, kept)
 
 
-def _shift(solution: Solution, memory: MPCMemory) -> MPCMemory:
+def _shift(solution: Solution, kept: Array | None, memory: MPCMemory) -> MPCMemory:
     """Move everything one stage on; the last stage is kept twice."""
     shift = lambda rows: jnp.concatenate([rows[1:], rows[-1:]])
+    if_any = lambda rows: None if rows is None else shift(rows)
     return MPCMemory(
         states=shift(solution.states),
         controls=shift(solution.controls),
-        gains=shift(solution.gains),
-        costates=shift(solution.costates),
+        gains=if_any(solution.gains),
+        costates=if_any(solution.costates),
         time=memory.time + 1,
         result=solution.result,
         iterations=solution.stats.iterations,
+        kept=None if kept is None else jax.vmap(shift)(kept),
+        known=None if kept is None else jnp.asarray(True),
     )

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from .. import MPC
+from .._iterate import AbstractSolver
 from .._solve import solve_from
 from ..learning import Demonstrations, windows
 from . import progress
@@ -133,9 +134,12 @@ def steady_episodes(controller: MPC, episodes: Episodes) -> np.ndarray:
     would find the one that the expert gave up.
     """
 
+    solver = controller.solver
+    assert isinstance(solver, AbstractSolver)  # experts are not planners
+
     @eqx.filter_jit
     def first_controls(problem, samples):
-        solve = lambda s: solve_from(problem, s.states[0], s.time, controller.solver, s.guess)
+        solve = lambda s: solve_from(problem, s.states[0], s.time, solver, s.guess)
         return jax.vmap(lambda sample: solve(sample).controls[0])(samples)
 
     runs = Demonstrations(episodes.states, episodes.controls)
