@@ -74,9 +74,9 @@ class CEM(AbstractPlanner):
             temperature or spread that is not positive.
     """
 
-    samples: int = 100
-    elites: int = 10
-    iterations: int = 10
+    samples: int = 200
+    elites: int = 20
+    iterations: int = 20
     temperature: Array | None = eqx.field(default=None, converter=as_optional("temperature"))
     spread: Array | None = eqx.field(default=None, converter=as_optional("spread"))
     normalise: bool = True

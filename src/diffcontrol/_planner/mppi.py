@@ -61,9 +61,9 @@ class MPPI(AbstractPlanner):
     """
 
     samples: int = 200
-    iterations: int = 20
+    iterations: int = 30
     temperature: Array = eqx.field(
-        default=0.2, converter=lambda value: as_floats("temperature", value)
+        default=0.1, converter=lambda value: as_floats("temperature", value)
     )
     spread: Array | None = eqx.field(default=None, converter=as_optional("spread"))
     shrink: Array = eqx.field(default=0.85, converter=lambda value: as_floats("shrink", value))
