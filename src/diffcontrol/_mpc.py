@@ -111,6 +111,7 @@ class MPC(eqx.Module):
         planner = self.solver if isinstance(self.solver, AbstractPlanner) else None
         if planner is not None:
             check_planner(planner, None, self.key)
+            planner.check(self.problem)
         else:
             check_algorithms(self.solver, None, self.key)
         stage, x0 = stage_problem(self.problem, x0)

@@ -63,14 +63,16 @@ def solve(
             in values that are known then.
         RuntimeError: at run time, with the sentence of `RESULTS`, if `throw` and not successful.
     """
-    is_planner = isinstance(solver, AbstractPlanner)
-    solver, adjoint = (check_planner if is_planner else check_algorithms)(solver, adjoint, key)
+    check = check_planner if isinstance(solver, AbstractPlanner) else check_algorithms
+    solver, adjoint = check(solver, adjoint, key)
     x0 = as_floats("x0", x0)
     controls = as_controls(guess)
     for name, values in (("problem", problem), ("x0", x0), ("guess", controls)):
         check_concrete_values(name, values)
     if isinstance(problem, ControlProblem) and problem.control_bounds is not None:
         check_order(problem.control_bounds.lower, problem.control_bounds.upper)
+    if isinstance(solver, AbstractPlanner) and isinstance(problem, ControlProblem):
+        solver.check(problem)
     if not isinstance(throw, bool):
         raise TypeError(f"`throw` must be True or False, got {throw!r}.")
     return _solve(problem, x0, solver, controls, adjoint, key, throw, 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from .._control_problem import StageProblem
+from .._control_problem import Bounds, ControlProblem, StageProblem
 from .._trajectory import stages
 from .._tree import select
 from .._types import as_floats, known_to
@@ -73,6 +73,10 @@ class AbstractPlanner(eqx.Module):
     def refuses(self) -> str | None:
         """Why the controls have no derivative; None where they have one."""
 
+    def check(self, problem: ControlProblem) -> None:
+        """Raise `ValueError` for a problem that this planner cannot start on, as far as its values
+        are known."""
+
     @abc.abstractmethod
     def plan(
         self, problem: StageProblem, x0: Array, start: Start, key: Array | None, checkpoint: bool
@@ -94,7 +98,7 @@ class AbstractPlanner(eqx.Module):
 
 
 def plan_cost(problem: StageProblem, x0: Array, controls: Array) -> Float[Array, ""]:
-    """Cost of one sequence of controls, `(T, m)`, from `x0`."""
+    """Cost of controls `(T, m)` from `x0`; infinite where the last state is not finite."""
 
     def advance(carry, stage):
         x, total = carry
@@ -103,7 +107,8 @@ def plan_cost(problem: StageProblem, x0: Array, controls: Array) -> Float[Array,
 
     start = (x0, jnp.zeros((), x0.dtype))
     (x, total), _ = jax.lax.scan(advance, start, (stages(problem.horizon), controls))
-    return total + problem.terminal_cost(x)
+    # A last state that is not finite may cost nothing, but it has no derivative.
+    return jnp.where(jnp.all(jnp.isfinite(x)), total + problem.terminal_cost(x), jnp.inf)
 
 
 @eqx.filter_custom_jvp
@@ -178,20 +183,30 @@ def first_spread(name: str, spread: Array | None, problem: StageProblem) -> Floa
     """The first standard deviation: as given, or half the range of the bounds."""
     shape, m = problem.lower.shape, problem.control_size
     if spread is None:
-        half = 0.5 * (problem.upper - problem.lower)
-        # Bounds are data, so this may only be known when run; then all samples are infinite or NaN,
-        # count for nothing, and `solution.stats.left_out` is 1.
-        if known_to(half, lambda values: ~np.isfinite(values)):
-            raise ValueError(
-                f"{name}: without finite control bounds there is no usual `spread` of the samples; "
-                f"give one: {name}(spread=...)."
-            )
-        return half
+        return 0.5 * (problem.upper - problem.lower)
     if spread.shape not in ((), (m,), shape):
         raise ValueError(
             f"{name}: `spread` must have shape (), ({m},) or {shape}, but has shape {spread.shape}."
         )
     return jnp.broadcast_to(spread.astype(problem.lower.dtype), shape)
+
+
+def check_spread(name: str, spread: Array | None, bounds: Bounds | None) -> None:
+    """Raise for a spread that is known to be negative, or missing where no bounds give one."""
+    if spread is not None:
+        if known_to(spread, lambda values: ~(values >= 0)):
+            raise ValueError(f"{name}: `spread` must not be negative, got {spread}.")
+        return
+    bounds = Bounds() if bounds is None else bounds
+    # Where this is only known when run, all samples are infinite and count for nothing:
+    # `solution.stats.left_out` is 1.
+    if any(
+        known_to(side, lambda values: ~np.isfinite(values)) for side in (bounds.lower, bounds.upper)
+    ):
+        raise ValueError(
+            f"{name}: without finite control bounds there is no usual `spread` of the samples; "
+            f"give one: {name}(spread=...)."
+        )
 
 
 def as_optional(name: str):

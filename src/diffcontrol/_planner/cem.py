@@ -30,6 +30,7 @@ from .base import (
     as_optional,
     check_counts,
     check_positive,
+    check_spread,
     draw,
     first_spread,
     normalised,
@@ -71,7 +72,8 @@ class CEM(AbstractPlanner):
 
     Raises:
         ValueError, TypeError: for counts below one or not whole, more elites than samples, or a
-            temperature or spread that is not positive.
+            temperature that is not positive; when solved, for a `spread` that is negative or has
+            another shape, and without one for bounds that are not finite.
     """
 
     samples: int = 200
@@ -93,11 +95,14 @@ class CEM(AbstractPlanner):
             )
         if self.keep < 0 or self.keep > self.samples:
             raise ValueError(f"CEM: `keep` must lie in [0, samples], got {self.keep}.")
-        check_positive("CEM", temperature=self.temperature, spread=self.spread)
+        check_positive("CEM", temperature=self.temperature)
 
     @property
     def refuses(self):
         return _HARD if self.temperature is None else None
+
+    def check(self, problem):
+        check_spread("CEM", self.spread, problem.control_bounds)
 
     def plan(self, problem, x0, start, key, checkpoint):
         def iterate(state: _State, key):
@@ -113,7 +118,7 @@ class CEM(AbstractPlanner):
         keys = jax.random.split(key, self.iterations)
         state, bad = scan(iterate, state, keys, checkpoint)
         stats = PlannerStats(
-            iterations=jnp.asarray(self.iterations),
+            iterations=jnp.asarray(self.iterations, jnp.int32),
             best_controls=state.best.controls,
             best_cost=state.best.cost,
             spread=state.spread,

@@ -69,7 +69,7 @@ class GradientDescent(AbstractPlanner):
         state = (start.controls, Best.none(start.controls))
         (controls, best), finite = scan(step, state, sizes, checkpoint)
         stats = PlannerStats(
-            iterations=jnp.asarray(self.iterations),
+            iterations=jnp.asarray(self.iterations, jnp.int32),
             best_controls=best.controls,
             best_cost=best.cost,
             spread=jnp.zeros_like(controls),

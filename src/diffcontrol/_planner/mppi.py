@@ -27,6 +27,7 @@ from .base import (
     as_optional,
     check_counts,
     check_positive,
+    check_spread,
     draw,
     first_spread,
     normalised,
@@ -56,8 +57,9 @@ class MPPI(AbstractPlanner):
         colour: exponent of the noise in time: 0 is white, 1 pink, 2 a random walk.
 
     Raises:
-        ValueError, TypeError: for counts below one or not whole, or a temperature, spread or
-            factor that is not positive.
+        ValueError, TypeError: for counts below one or not whole, or a temperature or factor
+            that is not positive; when solved, for a `spread` that is negative or has another shape,
+            and without one for bounds that are not finite.
     """
 
     samples: int = 200
@@ -75,7 +77,10 @@ class MPPI(AbstractPlanner):
 
     def __check_init__(self):
         check_counts("MPPI", samples=self.samples, iterations=self.iterations)
-        check_positive("MPPI", temperature=self.temperature, spread=self.spread, shrink=self.shrink)
+        check_positive("MPPI", temperature=self.temperature, shrink=self.shrink)
+
+    def check(self, problem):
+        check_spread("MPPI", self.spread, problem.control_bounds)
 
     def plan(self, problem, x0, start, key, checkpoint):
         def iterate(state: _State, key):
@@ -93,7 +98,7 @@ class MPPI(AbstractPlanner):
         keys = jax.random.split(key, self.iterations)
         state, bad = scan(iterate, state, keys, checkpoint)
         stats = PlannerStats(
-            iterations=jnp.asarray(self.iterations),
+            iterations=jnp.asarray(self.iterations, jnp.int32),
             best_controls=state.best.controls,
             best_cost=state.best.cost,
             spread=state.spread,

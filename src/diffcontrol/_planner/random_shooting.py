@@ -12,7 +12,7 @@ from .base import (
     PlannerStats,
     as_optional,
     check_counts,
-    check_positive,
+    check_spread,
     draw,
     first_spread,
     sample_costs,
@@ -37,7 +37,9 @@ class RandomShooting(AbstractPlanner):
         colour: exponent of Gaussian noise in time: 0 is white, 1 pink, 2 a random walk.
 
     Raises:
-        ValueError, TypeError: for samples below one or not whole, or a spread that is not positive.
+        ValueError, TypeError: for samples below one or not whole; when solved, for a
+            `spread` that is negative or has another shape, and without one for bounds that are not
+            finite.
     """
 
     samples: int = 1000
@@ -49,7 +51,9 @@ class RandomShooting(AbstractPlanner):
 
     def __check_init__(self):
         check_counts("RandomShooting", samples=self.samples)
-        check_positive("RandomShooting", spread=self.spread)
+
+    def check(self, problem):
+        check_spread("RandomShooting", self.spread, problem.control_bounds)
 
     def plan(self, problem, x0, start, key, checkpoint):
         spread = first_spread("RandomShooting", self.spread, problem)
@@ -61,7 +65,7 @@ class RandomShooting(AbstractPlanner):
         costs = sample_costs(problem, x0, X)
         best = Best.none(start.controls).of(X, costs)
         stats = PlannerStats(
-            iterations=jnp.asarray(1),
+            iterations=jnp.asarray(1, jnp.int32),
             best_controls=best.controls,
             best_cost=best.cost,
             spread=spread,
