@@ -19,7 +19,7 @@ class Row:
     """One claim of a paper, and what was measured here.
 
     Attributes:
-        paper: "DiffMPC" or "DiLQR", whose claim it is or comes from.
+        paper: "DiffMPC", "DiLQR" or "DCEM", whose claim it is or comes from.
         figure: as the paper calls it.
         claim: what is said, in a sentence.
         metric: what the numbers are, with their unit.

@@ -26,7 +26,7 @@ from diffcontrol.learning.files import without_nan
 
 from ._provenance import provenance
 
-Run = Callable[[Any], dict[str, Any]]
+Run = Callable[..., dict[str, Any]]
 
 
 def say(line: str) -> None:
@@ -42,16 +42,19 @@ def sweep(
     workers: int | None = None,
     ray: str | None = None,
     work: Callable[[Any], float] = lambda config: 1.0,
+    scratch: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Do the jobs that `folder` lacks; the results of all that have one.
 
     Args:
-        run: configuration -> result, of plain numbers, lists and dictionaries.
+        run: configuration -> result, of plain numbers, lists and dictionaries. With `scratch` it
+            also takes a folder of its own, for checkpoints and what is too large for a result.
         jobs: name of the file (without .json) -> configuration.
         folder: of one JSON file a job.
         workers: processes on this machine; None is one a core.
         ray: address of a Ray cluster that does the work instead; "local" starts one here.
         work: roughly how long a configuration takes, in any unit, for the time left.
+        scratch: whether jobs take a folder.
 
     Returns:
         Name -> result. Jobs that failed are absent, and have been named.
@@ -65,7 +68,11 @@ def sweep(
     board = _Board(folder, missing, work)
     if missing:
         run_all = _on_ray if ray is not None else _on_this_machine
-        run_all(run, missing, board, ray if ray is not None else workers)
+        given = {
+            name: (config, (folder / name).resolve()) if scratch else (config,)
+            for name, config in missing.items()
+        }
+        run_all(run, given, board, ray if ray is not None else workers)
     board.close()
     done = {name: _file(folder, name) for name in jobs if _file(folder, name).exists()}
     return {name: json.loads(path.read_text())["result"] for name, path in done.items()}
@@ -125,7 +132,7 @@ class _Board:
 # --- This machine --------------------------------------------------------------------------------
 
 
-def _on_this_machine(run: Run, missing: Mapping[str, Any], board: _Board, count: int | None):
+def _on_this_machine(run: Run, missing: Mapping[str, tuple], board: _Board, count: int | None):
     cores = _cores()
     count = min(len(cores) if count is None else count, len(missing))
     context = multiprocessing.get_context("spawn")  # JAX has threads, so no fork
@@ -176,10 +183,10 @@ def _cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def _give(pipe: Connection, waiting: list[tuple[str, Any]]) -> str:
-    name, config = waiting.pop()
+def _give(pipe: Connection, waiting: list[tuple[str, tuple]]) -> str:
+    name, given = waiting.pop()
     try:
-        pipe.send(config)
+        pipe.send(given)
     except (BrokenPipeError, ConnectionError):
         pass  # it died at once; receiving will say so
     return name
@@ -194,17 +201,17 @@ def _work(run: Run, pipe: Connection, core: int | None) -> None:
         os.sched_setaffinity(0, {core})  # or each worker starts a thread for every core
     while True:
         try:
-            config = pipe.recv()
+            given = pipe.recv()
         except EOFError:
             return
-        pipe.send(_timed(run, config))
+        pipe.send(_timed(run, *given))
 
 
-def _timed(run: Run, config: Any) -> tuple[dict[str, Any] | None, float, str | None]:
+def _timed(run: Run, *given: Any) -> tuple[dict[str, Any] | None, float, str | None]:
     """Result, seconds, and what went wrong."""
     start = time.monotonic()
     try:
-        return run(config), time.monotonic() - start, None
+        return run(*given), time.monotonic() - start, None
     except Exception as problem:
         traceback.print_exc()
         said = str(problem).strip().splitlines() or [""]
@@ -214,7 +221,7 @@ def _timed(run: Run, config: Any) -> tuple[dict[str, Any] | None, float, str | N
 # --- A Ray cluster -------------------------------------------------------------------------------
 
 
-def _on_ray(run: Run, missing: Mapping[str, Any], board: _Board, address: str) -> None:
+def _on_ray(run: Run, missing: Mapping[str, tuple], board: _Board, address: str) -> None:
     try:
         import ray
     except ModuleNotFoundError:
@@ -227,7 +234,7 @@ def _on_ray(run: Run, missing: Mapping[str, Any], board: _Board, address: str) -
     ray.init(runtime_env=environment, **where, **settings)
     try:
         remote = ray.remote(max_retries=0)(_timed)
-        names = {remote.remote(run, config): name for name, config in missing.items()}
+        names = {remote.remote(run, *given): name for name, given in missing.items()}
         while names:
             (ready, *_), _ = ray.wait(list(names))
             name = names.pop(ready)

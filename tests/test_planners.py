@@ -421,3 +421,75 @@ def test_a_cartpole_plan():
     optimal = dc.solve(problem, x0, dc.DDP(max_iterations=500), throw=False)
     found = dc.solve(problem, x0, dc.CEM(iterations=30), key=KEY)
     assert found.cost < 1.1 * optimal.cost
+
+
+# --- A learned subspace --------------------------------------------------------------------------
+
+
+DECODER = dc.ControlDecoder(2, 6, 1, width=8, depth=1, key=jax.random.key(3))
+
+
+def test_a_latent_problem_is_the_problem_seen_through_its_decoder():
+    latent = dc.LatentProblem(PROBLEM, DECODER, 2)
+    solution = dc.solve(latent, X0, PLANNERS["DCEM"], key=KEY)
+    controls = latent.decode(solution.controls[0])
+    assert controls.shape == (6, 1)
+    assert jnp.all(jnp.abs(controls) < 2.0)
+    held = dc.solve(PROBLEM, X0, dc.RandomShooting(1, spread=0.0), guess=controls, key=KEY)
+    np.testing.assert_allclose(solution.cost, held.cost, rtol=1e-12)
+    # Solvers know it, too: in a subspace that holds the optimum they find it.
+    everything = dc.LatentProblem(PROBLEM, lambda z: z[:, None], 6, dc.Bounds(-9.0, 9.0))
+    optimal = dc.solve(PROBLEM, X0)
+    np.testing.assert_allclose(dc.solve(everything, X0, throw=False).cost, optimal.cost, rtol=1e-3)
+
+
+def test_a_decoder_learns_through_the_search():
+    def cost(decoder):
+        return dc.solve(dc.LatentProblem(PROBLEM, decoder, 2), X0, PLANNERS["DCEM"], key=KEY).cost
+
+    floats, rest = eqx.partition(DECODER, eqx.is_inexact_array)
+    of = jax.jit(lambda floats: cost(eqx.combine(floats, rest)))
+    gradient = jax.jit(jax.grad(of))(floats)
+    rng = np.random.default_rng(0)
+    direction = jax.tree.map(lambda leaf: jnp.array(rng.normal(size=leaf.shape)), floats)
+    moved = lambda h: of(jax.tree.map(lambda a, b: a + h * b, floats, direction))
+    central = lambda h: (moved(h) - moved(-h)) / (2 * h)
+    pulled = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(direction)))
+    np.testing.assert_allclose(pulled, (4 * central(1e-6) - central(2e-6)) / 3, rtol=1e-5)
+    # Part of it goes through the search: it is not the derivative at the latent held constant.
+    z = dc.solve(dc.LatentProblem(PROBLEM, DECODER, 2), X0, PLANNERS["DCEM"], key=KEY).controls[0]
+    direct = eqx.filter_grad(lambda d: dc.LatentProblem(PROBLEM, d, 2).stage_cost(X0, z, 0))(
+        DECODER
+    )
+    assert jnp.max(jnp.abs(direct.weights[0] - gradient.weights[0])) > 1e-6
+
+
+def test_decoded_controls_keep_one_sided_bounds():
+    problem = dc.ControlProblem(
+        dynamics=lambda x, u, t: x + u,
+        stage_cost=lambda x, u, t: jnp.sum(x**2),
+        horizon=2,
+        control_size=2,
+        control_bounds=dc.Bounds([-1.0, -jnp.inf], jnp.inf),
+    )
+    latent = dc.LatentProblem(problem, lambda z: jnp.stack([z, z]), 2)
+    np.testing.assert_array_equal(latent.decode(jnp.array([-5.0, -5.0]))[0], [-1.0, -5.0])
+    gradient = jax.grad(lambda z: jnp.sum(latent.decode(z)))(jnp.array([1.0, 2.0]))
+    np.testing.assert_array_equal(gradient, [2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    (
+        (lambda: dc.LatentProblem(None, DECODER, 2), TypeError, "problem"),
+        (lambda: dc.LatentProblem(PROBLEM, None, 2), TypeError, "decoder"),
+        (
+            lambda: dc.LatentProblem(PROBLEM, lambda z: z, 2).decode(jnp.ones(2)),
+            ValueError,
+            "shape \\(T, m\\)",
+        ),
+    ),
+)
+def test_misuse_of_latents(call, error, said):
+    with pytest.raises(error, match=said):
+        call()

@@ -51,6 +51,8 @@ from ._terminal_value import terminal_value as terminal_value
 from ._trajectory import Trajectory as Trajectory
 from ._value import q_value as q_value
 from ._value import value as value
+from .models import ControlDecoder as ControlDecoder
+from .models import LatentProblem as LatentProblem
 from .models import NeuralDynamics as NeuralDynamics
 from .models import NeuralStageCost as NeuralStageCost
 from .models import NeuralTerminalCost as NeuralTerminalCost

@@ -4,6 +4,8 @@ Everything here is an `eqx.Module` whose arrays are parameters; the solver takes
 of it, so activations are smooth by default.
 """
 
+from .latent_controls import ControlDecoder as ControlDecoder
+from .latent_controls import LatentProblem as LatentProblem
 from .neural_cost import NeuralStageCost as NeuralStageCost
 from .neural_cost import NeuralTerminalCost as NeuralTerminalCost
 from .neural_dynamics import NeuralDynamics as NeuralDynamics
