@@ -5,6 +5,9 @@ expert's plans from 10, 50 and 100 trajectories. Reported are medians over the s
 imitation loss at the epoch of the lowest validation loss, and how many trials of mpc.dx recover the
 expert's parameters: for the pendulum g/l and m l^2, which are all that its plans depend on.
 
+Ten trajectories are one minibatch, so seeds that only shuffle would repeat the same training: there
+each seed has plans of its own. How well ten plans determine a cost depends on which they are.
+
 The learning rate falls along a cosine, where the papers' is constant. `constant_too` runs mpc.dx
 with a constant one beside it.
 """
@@ -15,7 +18,7 @@ import sys
 import numpy as np
 
 from . import _main, _pictures
-from ._imitation import MODES, Trial, identifiable, train, true_parameters, work
+from ._imitation import BATCH, MODES, Trial, identifiable, train, true_parameters, work
 from ._rows import Row, verdict
 from ._sweep import sweep
 
@@ -45,8 +48,12 @@ class Config:
 
     seeds: int = 4
     """Trials of each learner."""
+    few_seeds: int = 4
+    """Trials where all trajectories fit into one minibatch."""
     epochs: int = 10_000
     """Passes over the trajectories."""
+    few_epochs: int = 10_000
+    """The same where they fit into one minibatch."""
     network_epochs: int = 10_000
     """The same for the network."""
     patience: int = 1000
@@ -66,7 +73,9 @@ SIZES = {
     "reduced": Config(seeds=2, epochs=2000, network_epochs=500, constant_too=False),
     "quick": Config(
         seeds=1,
+        few_seeds=1,
         epochs=4,
+        few_epochs=4,
         network_epochs=2,
         constant_too=False,
         trajectories=(10,),
@@ -83,8 +92,10 @@ def jobs(config: Config) -> dict[str, Trial]:
         # The network takes longest, so it comes last.
         for mode in sorted(config.modes, key=lambda mode: mode == "nn"):
             for count in config.trajectories:
-                for seed in range(config.seeds):
-                    trial = Trial(system, mode, count, seed, config.epochs)
+                few = count <= BATCH
+                for seed in range(config.few_seeds if few else config.seeds):
+                    epochs = config.few_epochs if few else config.epochs
+                    trial = Trial(system, mode, count, seed, epochs, data_seed=seed if few else 0)
                     if mode == "nn":
                         trial = dataclasses.replace(
                             trial, epochs=config.network_epochs, patience=config.patience
@@ -110,13 +121,14 @@ def measure(config: Config, context: _main.Context):
             .setdefault(label, {})
             .setdefault(str(trial.train), {"test": [], "left_out": [], "recovered": []})
         )
+        arm["epochs"] = trial.epochs
         arm["test"].append(result["test"])
         arm["left_out"].append(result["left_out"])
         if "parameters" in result:
             arm["recovered"].append(recovered(trial.system, result["parameters"]))
         if trial.seed == 0 and trial.train == max(config.trajectories):
             arm["curve"] = result["curve"]
-    return {"losses": found, "epochs": config.epochs}
+    return {"losses": found}
 
 
 def recovered(system: str, parameters) -> bool:
@@ -124,6 +136,9 @@ def recovered(system: str, parameters) -> bool:
     found = identifiable(system, parameters)
     wanted = identifiable(system, true_parameters(system))
     return bool(np.all(np.abs(found - wanted) <= 0.01 * np.abs(wanted)))
+
+
+_FALLING = "learning rate falling along a cosine"
 
 
 def _median(arm) -> float:
@@ -152,8 +167,9 @@ def rows(config: Config, found):
                         ours,
                         len(arm["test"]),
                         verdict(ours, bar, clearly=1.5 * factor),
-                        f"Test losses of the seeds: {losses}; {config.epochs} epochs, learning "
-                        "rate falling along a cosine (nn: constant).",
+                        f"Test losses of the seeds{', each with its own plans' * (count <= BATCH)}: "
+                        f"{losses}; {arm['epochs']} epochs, "
+                        f"{'constant learning rate' if mode == 'nn' else _FALLING}.",
                     )
                 )
         arm = found["losses"].get(system, {}).get("mpc.dx", {}).get("100")
