@@ -138,6 +138,7 @@ def recovered(system: str, parameters) -> bool:
     return bool(np.all(np.abs(found - wanted) <= 0.01 * np.abs(wanted)))
 
 
+_OWN = ", each with its own plans"
 _FALLING = "learning rate falling along a cosine"
 
 
@@ -167,8 +168,7 @@ def rows(config: Config, found):
                         ours,
                         len(arm["test"]),
                         verdict(ours, bar, clearly=1.5 * factor),
-                        f"Test losses of the seeds{', each with its own plans' * (count <= BATCH)}: "
-                        f"{losses}; {arm['epochs']} epochs, "
+                        f"Test losses of the seeds{_OWN * (count <= BATCH)}: {losses}; {arm['epochs']} epochs, "
                         f"{'constant learning rate' if mode == 'nn' else _FALLING}.",
                     )
                 )
