@@ -168,8 +168,8 @@ def rows(config: Config, found):
                         ours,
                         len(arm["test"]),
                         verdict(ours, bar, clearly=1.5 * factor),
-                        f"Test losses of the seeds{_OWN * (count <= BATCH)}: {losses}; {arm['epochs']} epochs, "
-                        f"{'constant learning rate' if mode == 'nn' else _FALLING}.",
+                        f"Test losses of the seeds{_OWN * (count <= BATCH)}: {losses}; "
+                        f"{arm['epochs']} epochs, {'constant learning rate' if mode == 'nn' else _FALLING}.",
                     )
                 )
         arm = found["losses"].get(system, {}).get("mpc.dx", {}).get("100")
