@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,10 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(given)
     size = "quick" if options.quick else "reduced" if options.reduced else "full"
+    if size == "quick":
+        # Nearly all of its time is compiling, and what is compiled hardly runs.
+        flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     usual = experiment.sizes[size]
     described = (sys.modules[experiment.measure.__module__].__doc__ or "") + __doc__.partition(
         "\n\n"

@@ -139,6 +139,7 @@ def recovered(system: str, parameters) -> bool:
 
 
 _OWN = ", each with its own plans"
+_RATE = {"nn": "constant learning rate"}
 _FALLING = "learning rate falling along a cosine"
 
 
@@ -169,7 +170,7 @@ def rows(config: Config, found):
                         len(arm["test"]),
                         verdict(ours, bar, clearly=1.5 * factor),
                         f"Test losses of the seeds{_OWN * (count <= BATCH)}: {losses}; "
-                        f"{arm['epochs']} epochs, {'constant learning rate' if mode == 'nn' else _FALLING}.",
+                        f"{arm['epochs']} epochs, {_RATE.get(mode, _FALLING)}.",
                     )
                 )
         arm = found["losses"].get(system, {}).get("mpc.dx", {}).get("100")
