@@ -104,7 +104,7 @@ def single(tree):
 
 
 @functools.cache
-def validation_states() -> jax.Array:
+def validation_states() -> np.ndarray:
     """`(100, 5)`."""
     import torch
 
@@ -113,7 +113,7 @@ def validation_states() -> jax.Array:
     drawn = [(2 * torch.rand(100, generator=generator) - 1) * limit for limit in limits]
     position, speed, angle, turn = (values.numpy() for values in drawn)
     states = [position, speed, np.cos(angle), np.sin(angle), turn]
-    return jnp.asarray(np.stack(states, axis=1), jnp.float32)
+    return np.stack(states, axis=1).astype(np.float32)
 
 
 def planner(temperature: float) -> dc.CEM:
