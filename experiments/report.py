@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         sections = [
             _section(name, json.loads(path.read_text()), folder) for name, path in found.items()
         ]
-    rows = json.loads((RESULTS / "summary.json").read_text())
+    rows = [row for path in found.values() for row in json.loads(path.read_text())["rows"]]
     if options.readme:
         _write_table(found)
     options.out.write_text(_page(rows, sections))
@@ -125,7 +125,7 @@ def _page(rows: list[dict[str, Any]], sections: list[str]) -> str:
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>The papers, reproduced</title>"
-        f"<style>{_STYLE}</style><h1>DiffMPC and DiLQR, reproduced</h1>"
+        f"<style>{_STYLE}</style><h1>DiffMPC, DiLQR and DCEM, reproduced</h1>"
         f"<p>{len(rows)} rows: {told}. {sizes['full']} are of the papers' size, "
         f"{sizes['reduced']} of fewer seeds or epochs. A number is what was run, over all the "
         "seeds that were run.</p>" + "".join(sections) + "</html>\n"

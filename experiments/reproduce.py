@@ -33,6 +33,8 @@ EXPERIMENTS = {
     "dilqr_visual": 8,
     "dilqr_rocket": 2,
     "general_frameworks": 2,
+    "planners_swing_up": 2,
+    "dcem_cartpole": 5,
 }
 
 

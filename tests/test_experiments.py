@@ -38,6 +38,16 @@ def run(job: Job):
     return {"square": job.number**2, "nan": float("nan"), "process": os.getpid(), "kind": kind}
 
 
+def run_in(job: Job, scratch: Path):
+    """A job that remembers how often it was started."""
+    scratch.mkdir(exist_ok=True)
+    count = len(list(scratch.iterdir())) + 1
+    (scratch / str(count)).touch()
+    if count == 1:
+        raise ArithmeticError("not yet")
+    return {"starts": count}
+
+
 def jobs(count, **others):
     return {f"job-{k}": Job(k) for k in range(count)} | others
 
@@ -70,6 +80,11 @@ def test_a_rerun_does_only_what_is_missing(swept, capsys):
     assert "[1/1] job-2" in capsys.readouterr().err
     same = [name for name in again if again[name]["process"] == first[name]["process"]]
     assert same == ["job-0", "job-1", "job-3"]
+
+
+def test_a_job_goes_on_from_its_own_folder(tmp_path):
+    for expected in ({}, {"job-0": {"starts": 2}}):
+        assert sweep(run_in, jobs(1), tmp_path, workers=1, scratch=True) == expected
 
 
 def test_results_of_another_configuration_are_not_taken(swept):
@@ -142,7 +157,7 @@ def test_the_committed_summary_says_what_is_asked():
         assert np.isfinite(row["ours"]) and row["seeds"] >= 1
         assert row["command"].startswith("python -m experiments.")
     stored = [json.loads(path.read_text())["rows"] for path in _rows.chosen().values()]
-    assert rows == [row for each in stored for row in each]
+    assert rows == [row for each in stored for row in each if row["paper"] in _rows.SUMMARISED]
 
 
 def test_the_report_needs_no_other_file(tmp_path):
