@@ -143,62 +143,53 @@ OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam())
 
 
 @functools.cache
-def _next_steps(size: int, temperature: float):
-    """A compiled function of the next `EVERY` steps and a validation."""
+def _compiled(size: int, temperature: float):
+    """A step of training, and a validation. Steps are called one by one: in a compiled loop, where
+    the weights move, each takes more than twice as long."""
 
     def cost(decoder, x0, key):
         return planned(decoder, x0, key, size, temperature).cost
 
+    @eqx.filter_jit(donate="all-except-first")
+    def step(key, state: State) -> State:
+        of_state, of_plan = jax.random.split(key)
+        x0 = cartpole.start(of_state).astype(jnp.float32)
+        gradient = eqx.filter_grad(cost)(state.decoder, x0, of_plan)
+        direction, optimiser = OPTIMISER.update(gradient, state.optimiser)
+        move = jax.tree.map(lambda d: -state.rate * d, direction)
+        decoder = eqx.apply_updates(state.decoder, move)
+        return eqx.tree_at(lambda s: (s.decoder, s.optimiser), state, (decoder, optimiser))
+
     @eqx.filter_jit
-    def run(state: State, key, number):
-        dynamic, static = eqx.partition(state, eqx.is_array)
-
-        def step(dynamic, key):
-            state = eqx.combine(dynamic, static)
-            of_state, of_plan = jax.random.split(key)
-            x0 = cartpole.start(of_state).astype(jnp.float32)
-            gradient = eqx.filter_grad(cost)(state.decoder, x0, of_plan)
-            direction, optimiser = OPTIMISER.update(gradient, state.optimiser)
-            move = jax.tree.map(lambda d: -state.rate * d, direction)
-            decoder = eqx.apply_updates(state.decoder, move)
-            state = eqx.tree_at(lambda s: (s.decoder, s.optimiser), state, (decoder, optimiser))
-            return eqx.filter(state, eqx.is_array), None
-
-        keys = jax.random.split(jax.random.fold_in(key, number), EVERY)
-        dynamic, _ = jax.lax.scan(step, dynamic, keys)
-        state = eqx.combine(dynamic, static)
+    def validate(state: State) -> tuple[State, jax.Array]:
         keys = jax.random.split(jax.random.key(0), 100)
-        judged = jnp.mean(
-            jax.vmap(lambda x0, k: cost(state.decoder, x0, k))(validation_states(), keys)
-        )
-        better = judged < state.best_cost
-        # As PyTorch's scheduler counts: relative to 1e-4 of the best.
+        costs = jax.vmap(lambda x0, key: cost(state.decoder, x0, key))(validation_states(), keys)
+        judged = jnp.mean(costs)
+        # As PyTorch's scheduler counts: progress is relative to 1e-4 of the best.
         progress = judged < state.best_cost - 1e-4 * jnp.abs(state.best_cost)
         waited = jnp.where(progress | ~jnp.isfinite(state.best_cost), 0, state.waited + 1)
         falls = waited > 20
-        keep = lambda new, old: jnp.where(better, new, old)
-        best = jax.tree.map(
-            keep, *(eqx.filter(d, eqx.is_array) for d in (state.decoder, state.best))
-        )
-        return eqx.tree_at(
-            lambda s: (s.best, s.best_cost, s.rate, s.waited),
-            state,
-            (
-                eqx.combine(best, static.best),
-                jnp.where(better, judged, state.best_cost),
-                jnp.where(falls, 0.5, 1.0) * state.rate,
-                jnp.where(falls, 0, waited),
-            ),
+        keep = lambda new, old: jnp.where(judged < state.best_cost, new, old)
+        arrays = [eqx.filter(decoder, eqx.is_array) for decoder in (state.decoder, state.best)]
+        return State(
+            decoder=state.decoder,
+            optimiser=state.optimiser,
+            best=eqx.combine(jax.tree.map(keep, *arrays), state.best),
+            best_cost=keep(judged, state.best_cost),
+            rate=jnp.where(falls, 0.5, 1.0) * state.rate,
+            waited=jnp.where(falls, 0, waited),
         ), judged
 
-    return run
+    return step, validate
 
 
 def first_state(job: Training) -> State:
     decoder = single(dc.ControlDecoder(job.latent, HORIZON, 1, key=jax.random.key(job.seed)))
     none = jnp.float32(jnp.inf)
     optimiser = OPTIMISER.init(eqx.filter(decoder, eqx.is_array))
-    return State(decoder, optimiser, decoder, none, jnp.float32(5e-4), jnp.array(0))
+    # What is donated must not be held twice.
+    best = jax.tree.map(lambda leaf: leaf.copy() if eqx.is_array(leaf) else leaf, decoder)
+    return State(decoder, optimiser, best, none, jnp.float32(5e-4), jnp.array(0))
 
 
 def train(job: Training, scratch: Path):
@@ -213,9 +204,11 @@ def train(job: Training, scratch: Path):
                 state, costs = found, told["costs"]
         except CheckpointError:
             pass  # of another version: start anew
-    run, key = _next_steps(job.latent, job.temperature), jax.random.key(1000 + job.seed)
+    (step, validate), key = _compiled(job.latent, job.temperature), jax.random.key(1000 + job.seed)
     while len(costs) * EVERY < job.steps:
-        state, judged = run(state, key, len(costs))
+        for step_key in jax.random.split(jax.random.fold_in(key, len(costs)), EVERY):
+            state = step(step_key, state)
+        state, judged = validate(state)
         costs.append(float(judged))
         if len(costs) % KEPT == 0 or len(costs) * EVERY >= job.steps:
             save_checkpoint(path, state, {"job": facts, "costs": costs})
