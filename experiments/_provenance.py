@@ -19,6 +19,8 @@ def _commit() -> str | None:
         ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     ).stdout.strip()
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        # Not the results, which every run writes.
+        changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)experiments/results")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
