@@ -1,7 +1,8 @@
 """Time and memory of one solve with its gradient: by the fixed point, and through the iterations.
 
-Both run the same fixed number of iterations of iLQR: a tolerance of zero never stops early. So the
-load is artificial, as in the papers' figures. The backward pass alone is a compiled function of
+Both are asked for the same number of iterations of iLQR, with a tolerance of zero. So the load is
+artificial, as in the papers' figures. Only rounding stops a run early: the fixed point's forward
+pass ends where no step improves the cost any more, while the unrolled one has to go on. The backward pass alone is a compiled function of
 its residuals. Figures are medians over rounds in one process, in which all ways and numbers of
 iterations take turns; in each turn a function is called once untimed, since a backward pass
 follows the forward pass that has just written its residuals, and not a stranger that has filled
