@@ -2,11 +2,12 @@
 
 Both are asked for the same number of iterations of iLQR, with a tolerance of zero. So the load is
 artificial, as in the papers' figures. Only rounding stops a run early: the fixed point's forward
-pass ends where no step improves the cost any more, while the unrolled one has to go on. The backward pass alone is a compiled function of
-its residuals. Figures are medians over rounds in one process, in which all ways and numbers of
-iterations take turns; in each turn a function is called once untimed, since a backward pass
-follows the forward pass that has just written its residuals, and not a stranger that has filled
-the caches with hundreds of megabytes.
+pass ends where no step improves the cost any more, while the unrolled one has to go on.
+
+The backward pass alone is a compiled function of its residuals. Figures are medians over rounds in
+one process, in which all ways and numbers of iterations take turns; in each turn a function is
+called once untimed, since a backward pass follows the forward pass that has just written its
+residuals, and not a stranger that has filled the caches with hundreds of megabytes.
 """
 
 import time
