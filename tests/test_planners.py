@@ -209,6 +209,16 @@ def test_nothing_finite_keeps_the_guess(name):
         dc.solve(cliff(-3.0), jnp.zeros(1), PLANNERS[name], key=KEY)
 
 
+def test_bounds_that_turn_out_infinite_are_no_success():
+    def run(bound):
+        problem = eqx.tree_at(lambda p: p.control_bounds.upper, PROBLEM, bound)
+        return dc.solve(problem, X0, PLANNERS["CEM"], key=KEY, throw=False)
+
+    solution = jax.jit(run)(jnp.inf)
+    assert solution.result == dc.RESULTS.non_finite
+    assert solution.stats.left_out == 1
+
+
 @pytest.mark.parametrize(
     "planner",
     (

@@ -183,7 +183,9 @@ def planned_by(
             jnp.where(is_best, cost, found.stats.best_cost),
         ),
     )
-    result = choose(jnp.isfinite(cost), RESULTS.fixed_iterations, RESULTS.non_finite)
+    # A guess that is finite is no plan where not one sample was.
+    good = jnp.isfinite(cost) & jnp.isfinite(found.stats.best_cost)
+    result = choose(good, RESULTS.fixed_iterations, RESULTS.non_finite)
     result = choose(invalid(problem, x0), RESULTS.invalid_input, result)
     stats = without_cotangent(stop_gradient(stats), cost, STATS_REFUSE)
     return Solution(states, controls, None, None, cost, None, result, stats), found.kept

@@ -183,7 +183,9 @@ def first_spread(name: str, spread: Array | None, problem: StageProblem) -> Floa
     """The first standard deviation: as given, or half the range of the bounds."""
     shape, m = problem.lower.shape, problem.control_size
     if spread is None:
-        return 0.5 * (problem.upper - problem.lower)
+        half = 0.5 * (problem.upper - problem.lower)
+        # Bounds that turn out to be infinite when run: no sample counts, and the result says so.
+        return jnp.where(jnp.isfinite(half), half, jnp.nan)
     if spread.shape not in ((), (m,), shape):
         raise ValueError(
             f"{name}: `spread` must have shape (), ({m},) or {shape}, but has shape {spread.shape}."
@@ -198,8 +200,6 @@ def check_spread(name: str, spread: Array | None, bounds: Bounds | None) -> None
             raise ValueError(f"{name}: `spread` must not be negative, got {spread}.")
         return
     bounds = Bounds() if bounds is None else bounds
-    # Where this is only known when run, all samples are infinite and count for nothing:
-    # `solution.stats.left_out` is 1.
     if any(
         known_to(side, lambda values: ~np.isfinite(values)) for side in (bounds.lower, bounds.upper)
     ):
