@@ -36,7 +36,8 @@ class RESULTS(eqx.Enumeration):
     )
     non_finite = (
         "The cost, the dynamics or their derivatives are NaN or infinite along the initial "
-        "trajectory, so no step can be computed. Start from a guess whose roll-out is finite."
+        "trajectory, or along every sample of a planner, so no step can be computed. Start from a "
+        "guess whose roll-out is finite, with samples (`spread`, bounds) not too far from it."
     )
     invalid_input = (
         "The problem holds NaN, or a lower bound lies above its upper bound, so it has no solution."

@@ -129,11 +129,12 @@ class CEM(AbstractPlanner):
     def _fit(self, state: "_State", X: Array, costs: Array) -> "_State":
         w = self._choice(costs)
         mean = weighted(w, X, state.mean)
-        variance = weighted(w, (X - mean) ** 2, state.spread**2)
+        variance = weighted(w, (X - mean) ** 2, jnp.zeros_like(mean))
         moves = variance > 0  # the root has no derivative at zero
         spread = jnp.where(moves, jnp.sqrt(jnp.where(moves, variance, 1.0)), 0.0)
         best = state.best.of(X, costs)
         some = jnp.any(jnp.isfinite(costs))
+        spread = jnp.where(some, spread, state.spread)
         kept = X[jax.lax.top_k(-jax.lax.stop_gradient(costs), self.keep)[1]]
         kept = jnp.where(some, kept, state.kept)
         return _State(mean, spread, kept, state.known | some, best)
