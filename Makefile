@@ -64,8 +64,6 @@ reproduce: $(STAMP) ## the papers' figures and tables, with a report (FULL=1: at
 reproduce-quick: $(STAMP) ## see that every experiment runs
 	$(PY) -m experiments.reproduce --quick
 
-# Tests spend their time compiling; without optimising that, a quarter less. `make test-slow` optimises.
-test: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 test: $(STAMP) ## run the tests, without the slow ones
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
