@@ -92,10 +92,7 @@ def loss(planner, problem, x0, guess):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "DCEM, kept and coloured" else ())
-        for name in SMOOTH
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in SMOOTH[1:3] else ()) for name in SMOOTH],
 )
 def test_derivatives(name):
     """By everything: the problem, bounds, x0, the guess, and the planner's own numbers."""
@@ -180,7 +177,9 @@ def cliff(limit):
     )
 
 
-@pytest.mark.parametrize("name", ("DCEM, kept and coloured", "MPPI", "CEM"))
+@pytest.mark.parametrize(
+    "name", (pytest.param("DCEM, kept and coloured", marks=pytest.mark.slow), "MPPI", "CEM")
+)
 def test_samples_that_are_not_finite_count_for_nothing(name):
     planner = PLANNERS[name]
     of = lambda problem: dc.solve(problem, jnp.zeros(1), planner, key=KEY)
@@ -277,22 +276,24 @@ def test_bounds_by_control_and_stage():
             assert jnp.all((controls >= lower) & (controls <= jnp.array([1.0, 0.0])))
 
 
-def test_a_batch_is_its_members_and_single_precision_works():
+@pytest.mark.parametrize(
+    "name", ("DCEM", *(pytest.param(name, marks=pytest.mark.slow) for name in ("MPPI", "CEM")))
+)
+def test_a_batch_is_its_members_and_single_precision_works(name):
     x0s = jax.vmap(pendulum.start)(jax.random.split(KEY, 3))
     keys = jax.random.split(jax.random.key(7), 3)
-    for name in ("DCEM", "MPPI", "CEM"):
-        planner = PLANNERS[name]
-        run = lambda x0, key: dc.solve(PROBLEM, x0, planner, key=key).controls  # noqa: B023
-        together = jax.vmap(run)(x0s, keys)
-        for k in range(3):
-            np.testing.assert_allclose(together[k], run(x0s[k], keys[k]), atol=1e-10)
-        single = jax.tree.map(
-            lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf,
-            (PROBLEM, X0, planner),
-        )
-        solution = dc.solve(*single, key=KEY)
-        assert solution.controls.dtype == jnp.float32
-        assert jnp.isfinite(solution.cost)
+    planner = PLANNERS[name]
+    run = lambda x0, key: dc.solve(PROBLEM, x0, planner, key=key).controls
+    together = jax.vmap(run)(x0s, keys)
+    for k in range(3):
+        np.testing.assert_allclose(together[k], run(x0s[k], keys[k]), atol=1e-10)
+    single = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf,
+        (PROBLEM, X0, planner),
+    )
+    solution = dc.solve(*single, key=KEY)
+    assert solution.controls.dtype == jnp.float32
+    assert jnp.isfinite(solution.cost)
 
 
 def test_one_trace_for_other_numbers():
