@@ -136,7 +136,8 @@ def projections() -> tuple[dict[str, Callable[[], object]], str]:
         return y.detach().numpy(), x.grad.numpy()
 
     off = lambda y: float(np.abs(np.asarray(y, np.float64).sum(1) - CHOSEN).max())
-    told = f"largest error of a sum: {off(both(scores, gradient)[0]):.1e} (ours), {off(eager()[0]):.1e}"
+    errors = off(both(scores, gradient)[0]), off(eager()[0])
+    told = f"largest error of a sum: {errors[0]:.1e} (ours), {errors[1]:.1e}"
     ours = lambda: jax.block_until_ready(both(scores, gradient))
     return {"projection, diffcontrol": ours, "projection, PyTorch": eager}, told
 
