@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .._control_problem import Bounds, ControlProblem
 from .._cost import GoalCost
 from ._parameter import fixed_step, parameter
+from ._turn import turned
 
 
 class Cartpole(eqx.Module):
@@ -201,15 +202,9 @@ def _accelerations(
 
 def _advance(x: Array, acceleration: Array, angular: Array, dt: float) -> Array:
     position, velocity, cos, sin, speed = x
-    angle = jnp.arctan2(sin, cos) + dt * speed
+    cos, sin = turned(cos, sin, dt * speed)
     return jnp.stack(
-        [
-            position + dt * velocity,
-            velocity + dt * acceleration,
-            jnp.cos(angle),
-            jnp.sin(angle),
-            speed + dt * angular,
-        ]
+        [position + dt * velocity, velocity + dt * acceleration, cos, sin, speed + dt * angular]
     )
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from .._control_problem import Bounds, ControlProblem
 from .._cost import GoalCost
 from ._parameter import fixed_step, parameter
+from ._turn import turned
 
 
 class Pendulum(eqx.Module):
@@ -58,8 +59,8 @@ class Pendulum(eqx.Module):
 
     def __call__(self, x: Float[Array, "3"], u: Float[Array, "1"], t) -> Float[Array, "3"]:
         cos, sin, speed = x
-        acceleration = _gravity_and_torque(self, sin, u[0])
-        return _advance(jnp.arctan2(sin, cos), speed, acceleration, self.time_step)
+        speed = speed + self.time_step * _gravity_and_torque(self, sin, u[0])
+        return jnp.stack([*turned(cos, sin, self.time_step * speed), speed])
 
 
 class ComplexPendulum(eqx.Module):
@@ -112,7 +113,9 @@ class ComplexPendulum(eqx.Module):
         cos, sin, speed = x
         angle = jnp.arctan2(sin, cos)
         acceleration = _gravity_and_torque(self, jnp.sin(angle + self.wind), u[0])
-        return _advance(angle, speed, acceleration - self.damping * angle, self.time_step)
+        speed = speed + self.time_step * (acceleration - self.damping * angle)
+        angle = angle + self.time_step * speed
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle), speed])
 
 
 def cost() -> GoalCost:
@@ -155,9 +158,3 @@ def problem(horizon: int = 20, dynamics: Callable | None = None) -> ControlProbl
 def _gravity_and_torque(rod: Pendulum | ComplexPendulum, sin: Array, torque: Array) -> Array:
     # A uniform rod has the moment of inertia m l^2 / 3 about its end.
     return 3.0 * rod.gravity / (2.0 * rod.length) * sin + 3.0 * torque / (rod.mass * rod.length**2)
-
-
-def _advance(angle: Array, speed: Array, acceleration: Array, dt: float) -> Array:
-    speed = speed + dt * acceleration
-    angle = angle + dt * speed
-    return jnp.stack([jnp.cos(angle), jnp.sin(angle), speed])
