@@ -18,7 +18,15 @@ PACKAGE = Path(diffcontrol.__file__).parent
 FLOORS = (
     ("_types", "_captured", "_result", "_tree", "_undifferentiable"),
     ("_trajectory",),
-    ("_cost", "_discretise", "_control_problem", "_linear_quadratic", "_optimality", "_solution"),
+    (
+        "_cost",
+        "_discretise",
+        "_control_problem",
+        "_linear_quadratic",
+        "_optimality",
+        "_plan_cost",
+        "_solution",
+    ),
     ("_kernel", "_expansion", "systems", "models"),
     ("_adjoint", "_lqr", "_terminal_value"),
     ("_iterate",),

@@ -149,6 +149,26 @@ def test_hard_choices_refuse_a_derivative_and_hold_the_controls(name):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", SMOOTH[::2])
+def test_values_that_are_closed_over_have_derivatives(name):
+    def cost(gain):
+        problem = dc.ControlProblem(
+            dynamics=lambda x, u, t: x + gain * u,
+            stage_cost=lambda x, u, t: jnp.sum((x - gain) ** 2) + 0.1 * jnp.sum(u**2),
+            terminal_cost=lambda x: gain * jnp.sum(x**2),
+            horizon=3,
+            control_size=1,
+            control_bounds=dc.Bounds(-1.0, 1.0),
+        )
+        return dc.solve(problem, jnp.ones(1), PLANNERS[name], key=key_of(PLANNERS[name])).cost
+
+    central = lambda h: (cost(0.5 + h) - cost(0.5 - h)) / (2 * h)
+    difference = (4 * central(1e-5) - central(2e-5)) / 3
+    gradient, tangent = jax.grad(cost)(0.5), jax.jvp(cost, (0.5,), (1.0,))[1]
+    np.testing.assert_allclose(gradient, difference, rtol=1e-7)
+    np.testing.assert_allclose(gradient, tangent, rtol=1e-12)
+
+
 def test_stats_refuse_a_derivative():
     with pytest.raises(TypeError, match="no derivative"):
         jax.grad(lambda x0: dc.solve(PROBLEM, x0, PLANNERS["DCEM"], key=KEY).stats.best_cost)(X0)
@@ -414,11 +434,25 @@ UNBOUNDED = dc.ControlProblem(
         (lambda: dc.CEM(iterations=0), ValueError, "at least 1"),
         (lambda: dc.CEM(samples=2.5), TypeError, "samples"),
         (lambda: dc.CEM(keep=-1), ValueError, "keep"),
+        (lambda: dc.CEM(keep=2.5), TypeError, "keep"),
+        (lambda: dc.CEM(samples=5, elites=2, keep=6), ValueError, "keep"),
         (lambda: dc.MPPI(temperature=-1.0), ValueError, "must be positive"),
         (lambda: dc.GradientDescent(iterations=3, step_size=[1.0, 2.0]), ValueError, "step_size"),
         (lambda: dc.value(PROBLEM, X0, dc.CEM()), TypeError, "solver"),
         (lambda: dc.MPC(PROBLEM, dc.CEM()).init(X0), ValueError, "give `key`"),
         (lambda: dc.MPC(PROBLEM, key=KEY).init(X0), ValueError, "does not sample"),
+        (
+            lambda: dc.MPC(PROBLEM, dc.CEM(), key=KEY)(X0, dc.MPC(PROBLEM).init(X0)),
+            ValueError,
+            "made for a solver",
+        ),
+        (
+            lambda: dc.MPC(PROBLEM, dc.CEM(), key=KEY, starts=jnp.zeros((1, 6, 1)))(
+                X0, dc.MPC(PROBLEM, dc.CEM(), key=KEY).init(X0)
+            ),
+            ValueError,
+            "`starts` are for solvers",
+        ),
     ),
 )
 def test_misuse(call, error, said):
@@ -452,6 +486,48 @@ def test_a_latent_problem_is_the_problem_seen_through_its_decoder():
     everything = dc.LatentProblem(PROBLEM, lambda z: z[:, None], 6, dc.Bounds(-9.0, 9.0))
     optimal = dc.solve(PROBLEM, X0)
     np.testing.assert_allclose(dc.solve(everything, X0, throw=False).cost, optimal.cost, rtol=1e-3)
+
+
+def test_a_latent_problem_keeps_what_belongs_to_stages_and_to_times():
+    """A reference with a row a stage, and a cost that looks at the absolute time."""
+    goal = dc.GoalCost(jnp.array([1.0, 0.1]), jnp.arange(3.0)[:, None])
+    problem = dc.ControlProblem(
+        dynamics=lambda x, u, t: x + u + 0.1 * t,
+        stage_cost=goal + (lambda x, u, t: t * jnp.sum(x)),
+        terminal_cost=lambda x: 2.0 * jnp.sum(x**2),
+        horizon=3,
+        control_size=1,
+    )
+    latent = dc.LatentProblem(problem, lambda z: z[:, None], 3, dc.Bounds(-5.0, 5.0))
+    for x0, z in ((jnp.ones(1), jnp.array([0.3, -0.2, 0.1])), (jnp.zeros(1), jnp.ones(3))):
+        held = dc.RandomShooting(1, spread=0.0)
+        cost = dc.solve(problem, x0, held, guess=z[:, None], key=KEY).cost
+        same = dc.solve(latent, x0, held, guess=z[None], key=KEY).cost
+        np.testing.assert_allclose(same, cost, rtol=1e-14)
+    # Its time moves on with a receding horizon; its stages do not.
+    moved = latent.stage_cost(jnp.ones(1), z, 4)
+    x, total = 1.0, 0.0
+    for k in range(3):
+        total += 0.5 * ((x - k) ** 2 + 0.1 * z[k] ** 2) + (4 + k) * x
+        x = x + z[k] + 0.1 * (4 + k)
+    np.testing.assert_allclose(moved, total + 2.0 * x**2, rtol=1e-14)
+
+
+def test_latents_that_lead_to_infinity_count_for_nothing():
+    latent = dc.LatentProblem(cliff(1.0), lambda z: 2.0 * z[:, None], 6)
+    planner = PLANNERS["DCEM"]
+    cost = lambda gain: (
+        dc.solve(
+            eqx.tree_at(lambda p: p.stage_cost.problem.dynamics.gain, latent, gain),
+            jnp.zeros(1),
+            planner,
+            key=KEY,
+        ).cost
+    )
+    assert 0.1 < dc.solve(latent, jnp.zeros(1), planner, key=KEY).stats.left_out < 1.0
+    central = lambda h: (cost(0.3 + h) - cost(0.3 - h)) / (2 * h)
+    difference = (4 * central(1e-6) - central(2e-6)) / 3
+    np.testing.assert_allclose(jax.grad(cost)(0.3), difference, rtol=1e-5)
 
 
 def test_a_decoder_learns_through_the_search():

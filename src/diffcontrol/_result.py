@@ -17,7 +17,7 @@ class RESULTS(eqx.Enumeration):
     successful = "Solved to the tolerance."
     fixed_iterations = (
         "The iterations that were asked for were run; nothing was promised about where they lead. "
-        "`solution.stats.stationarity` says how far they came."
+        "A solver's `solution.stats.stationarity` says how far they came."
     )
     not_converged = (
         "The solver stopped before its tolerance was met. Allow more iterations, start from a "

@@ -38,3 +38,12 @@ def is_concrete(array: ArrayLike) -> bool:
 def known_to(array: ArrayLike, predicate) -> bool:
     """Whether values that are known satisfy a NumPy predicate somewhere."""
     return is_concrete(array) and bool(np.any(predicate(np.asarray(array))))
+
+
+def check_counts(name: str, least: int = 1, **counts: Any) -> None:
+    """Raise for settings that are not whole numbers of at least `least`."""
+    for setting, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{name}: `{setting}` must be an integer, got {count!r}.")
+        if count < least:
+            raise ValueError(f"{name}: `{setting}` must be at least {least}, got {count}.")

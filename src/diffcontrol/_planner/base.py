@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from .._control_problem import Bounds, ControlProblem, StageProblem
-from .._trajectory import stages
 from .._tree import select
 from .._types import as_floats, known_to
 
@@ -97,46 +96,6 @@ class AbstractPlanner(eqx.Module):
         return Start(controls, kept, jnp.asarray(False))
 
 
-def plan_cost(problem: StageProblem, x0: Array, controls: Array) -> Float[Array, ""]:
-    """Cost of controls `(T, m)` from `x0`; infinite where the last state is not finite."""
-
-    def advance(carry, stage):
-        x, total = carry
-        k, u = stage
-        return (problem.dynamics(x, u, k), total + problem.stage_cost(x, u, k)), None
-
-    start = (x0, jnp.zeros((), x0.dtype))
-    (x, total), _ = jax.lax.scan(advance, start, (stages(problem.horizon), controls))
-    # A last state that is not finite may cost nothing, but it has no derivative.
-    return jnp.where(jnp.all(jnp.isfinite(x)), total + problem.terminal_cost(x), jnp.inf)
-
-
-@eqx.filter_custom_jvp
-def sample_costs(problem: StageProblem, x0: Array, samples: Array) -> Float[Array, " N"]:
-    """Costs of `samples`, `(N, T, m)`, in one batched roll-out; infinite where not finite."""
-    costs = jax.vmap(lambda controls: plan_cost(problem, x0, controls))(samples)
-    return jnp.where(jnp.isfinite(costs), costs, jnp.inf)
-
-
-@sample_costs.def_jvp
-def _sample_costs_jvp(primals, tangents):
-    # A sample whose cost is not finite has derivatives that are not, and zero times these is NaN,
-    # not zero. So the best sample is differentiated in its place, and what comes of it dropped.
-    problem, x0, samples = primals
-    d_problem, d_x0, d_samples = tangents
-    costs = sample_costs(problem, x0, samples)
-    bad = ~jnp.isfinite(costs)
-    aside = bad[:, None, None]
-    safe = jnp.where(aside, jax.lax.stop_gradient(samples[jnp.argmin(costs)]), samples)
-    d_samples = None if d_samples is None else jnp.where(aside, 0.0, d_samples)
-    _, d_costs = eqx.filter_jvp(
-        lambda problem, x0, samples: jax.vmap(lambda u: plan_cost(problem, x0, u))(samples),
-        (problem, x0, safe),
-        (d_problem, d_x0, d_samples),
-    )
-    return costs, None if d_costs is None else jnp.where(bad, 0.0, d_costs)
-
-
 def normalised(costs: Float[Array, " N"]) -> Float[Array, " N"]:
     """Finite costs with mean zero and deviation one, so that units of the cost do not matter."""
     good = jnp.isfinite(costs)
@@ -212,15 +171,6 @@ def check_spread(name: str, spread: Array | None, bounds: Bounds | None) -> None
 def as_optional(name: str):
     """A converter: numbers to arrays, None as it is."""
     return lambda value: None if value is None else as_floats(name, value)
-
-
-def check_counts(name: str, **counts: int) -> None:
-    """Raise for settings that are not whole numbers of at least one."""
-    for setting, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise TypeError(f"{name}: `{setting}` must be an integer, got {count!r}.")
-        if count < 1:
-            raise ValueError(f"{name}: `{setting}` must be at least 1, got {count}.")
 
 
 def check_positive(name: str, **values: Array | None) -> None:

@@ -22,19 +22,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .._kernel.soft_top_k import limited_multi_label
+from .._plan_cost import plan_costs
+from .._types import check_counts
 from .base import (
     AbstractPlanner,
     Best,
     Planned,
     PlannerStats,
     as_optional,
-    check_counts,
     check_positive,
     check_spread,
     draw,
     first_spread,
     normalised,
-    sample_costs,
     scan,
     weighted,
 )
@@ -93,8 +93,9 @@ class CEM(AbstractPlanner):
             raise ValueError(
                 f"CEM: {self.elites} `elites` cannot be chosen from {self.samples} `samples`."
             )
-        if self.keep < 0 or self.keep > self.samples:
-            raise ValueError(f"CEM: `keep` must lie in [0, samples], got {self.keep}.")
+        check_counts("CEM", least=0, keep=self.keep)
+        if self.keep > self.samples:
+            raise ValueError(f"CEM: `keep` must be at most `samples`, got {self.keep}.")
         check_positive("CEM", temperature=self.temperature)
 
     @property
@@ -108,7 +109,7 @@ class CEM(AbstractPlanner):
         def iterate(state: _State, key):
             X = draw(key, state.mean, state.spread, self.samples, self.colour, problem)
             X = jnp.concatenate([X, state.kept])
-            costs = sample_costs(problem, x0, X)
+            costs = plan_costs(problem, x0, X)
             costs = jnp.where(state.known | (jnp.arange(len(X)) < self.samples), costs, jnp.inf)
             return self._fit(state, X, costs), jnp.sum(~jnp.isfinite(costs[: self.samples]))
 

@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._plan_cost import plan_cost
+from .._types import as_floats, check_counts
 from .base import (
     AbstractPlanner,
     Best,
     Planned,
     PlannerStats,
-    as_floats,
-    check_counts,
     check_positive,
-    plan_cost,
     scan,
 )
 

@@ -18,20 +18,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .._plan_cost import plan_costs
+from .._types import as_floats, check_counts
 from .base import (
     AbstractPlanner,
     Best,
     Planned,
     PlannerStats,
-    as_floats,
     as_optional,
-    check_counts,
     check_positive,
     check_spread,
     draw,
     first_spread,
     normalised,
-    sample_costs,
     scan,
     weighted,
 )
@@ -85,7 +84,7 @@ class MPPI(AbstractPlanner):
     def plan(self, problem, x0, start, key, checkpoint):
         def iterate(state: _State, key):
             X = draw(key, state.mean, state.spread, self.samples, self.colour, problem)
-            costs = sample_costs(problem, x0, X)
+            costs = plan_costs(problem, x0, X)
             good = jnp.isfinite(costs)
             scores = -(normalised(costs) if self.normalise else costs)
             scores = jnp.where(good, scores, 0.0) / self.temperature.astype(costs.dtype)

@@ -5,17 +5,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from .._plan_cost import plan_costs
+from .._types import check_counts
 from .base import (
     AbstractPlanner,
     Best,
     Planned,
     PlannerStats,
     as_optional,
-    check_counts,
     check_spread,
     draw,
     first_spread,
-    sample_costs,
 )
 
 _BEST = (
@@ -62,7 +62,7 @@ class RandomShooting(AbstractPlanner):
             X = problem.lower + 2.0 * spread * share
         else:
             X = draw(key, start.controls, spread, self.samples, self.colour, problem)
-        costs = sample_costs(problem, x0, X)
+        costs = plan_costs(problem, x0, X)
         best = Best.none(start.controls).of(X, costs)
         stats = PlannerStats(
             iterations=jnp.asarray(1, jnp.int32),

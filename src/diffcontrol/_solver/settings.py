@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from .._types import check_counts
+
 
 def default_tolerance(tolerance: float | None, dtype) -> float:
     """The tolerance on the relative stationarity: as given, or what the precision allows."""
@@ -23,10 +25,7 @@ def check_settings(
             f"{name}: with `fixed_iterations` nothing is tested against a `tolerance`; leave one "
             "of them out."
         )
-    setting, count = "max_iterations", max_iterations
-    if fixed_iterations is not None:
-        setting, count = "fixed_iterations", fixed_iterations
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise TypeError(f"{name}: `{setting}` must be an integer, got {count!r}.")
-    if count < 1:
-        raise ValueError(f"{name}: `{setting}` must be at least 1, got {count}.")
+    if fixed_iterations is None:
+        check_counts(name, max_iterations=max_iterations)
+    else:
+        check_counts(name, fixed_iterations=fixed_iterations)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._control_problem import Bounds, ControlProblem
+from .._control_problem import Bounds, ControlProblem, stage_problem
+from .._plan_cost import plan_cost
 
 
 class ControlDecoder(eqx.Module):
@@ -89,18 +90,8 @@ class DecodedCost(eqx.Module):
         return jnp.where(free, jnp.clip(numbers, bounds.lower, bounds.upper), inside)
 
     def __call__(self, x: Float[Array, " n"], z: Float[Array, " k"], t) -> Float[Array, ""]:
-        problem = self.problem
-
-        def advance(carry, stage):
-            x, total = carry
-            k, u = stage
-            following = jnp.asarray(problem.dynamics(x, u, t + k), x.dtype)
-            return (following, total + problem.stage_cost(x, u, t + k)), None
-
-        controls = self.controls(z)
-        start = (x, jnp.zeros((), x.dtype))
-        (x, total), _ = jax.lax.scan(advance, start, (jnp.arange(problem.horizon), controls))
-        return total if problem.terminal_cost is None else total + problem.terminal_cost(x)
+        stages, x = stage_problem(self.problem, x, t)
+        return plan_cost(stages, x, self.controls(z).astype(x.dtype))
 
 
 class LatentProblem(ControlProblem):
