@@ -93,6 +93,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     out = options.out or Path("runs") / "papers" / size / experiment.name
     stored = RESULTS / f"{experiment.name}.{size}.json" if size != "quick" else out / "found.json"
     try:
+        _check(config, experiment.sizes["full"], options.workers)
         out.mkdir(parents=True, exist_ok=True)
         if options.draw:
             record = json.loads(stored.read_text())
@@ -107,6 +108,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
                 "found": short(found),
             }
         rows = experiment.rows(config, record["found"])
+        if not rows:
+            raise ValueError("nothing was found that a row could say; no results are written.")
         if size == "quick":
             stored.write_text(json.dumps(record))
         else:
@@ -125,6 +128,26 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     print(table(map(dataclasses.asdict, rows)))
     print(f"{stored}\n{out / experiment.name}.png")
     return 0
+
+
+def _check(config: Any, full: Any, workers: int | None) -> None:
+    """Refuse settings that would give empty results.
+
+    Numbers are counts or sizes, 0 only where the field's metadata has `least`; of names the full
+    size has all there are.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers is {workers}, but must be at least 1.")
+    for field in dataclasses.fields(config):
+        value, known = getattr(config, field.name), getattr(full, field.name)
+        option, least = "--" + field.name.replace("_", "-"), field.metadata.get("least", 1)
+        if value == ():
+            raise ValueError(f"{option} needs at least one value.")
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, str) and each not in known:
+                raise ValueError(f"{option} has no {each!r}, only {', '.join(known)}.")
+            if type(each) is int and each < least:
+                raise ValueError(f"{option} is {each}, but must be at least {least}.")
 
 
 @contextlib.contextmanager

@@ -6,8 +6,8 @@ and run again does only what is missing, and a job that fails or crashes loses i
 others go on, and it is named at the end.
 
 On one machine each core has a worker that stays, since importing and compiling cost more than many
-a job. A worker that dies is replaced. Where seeds have the same shapes they are better a `vmap`
-inside one job.
+a job. A worker that dies is replaced, and none outlives the command. Where seeds have the same
+shapes they are better a `vmap` inside one job.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -196,6 +197,7 @@ def _work(run: Run, pipe: Connection, core: int | None) -> None:
     """What a worker does: jobs, until it is ended."""
     import signal
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})  # or each worker starts a thread for every core
@@ -205,6 +207,12 @@ def _work(run: Run, pipe: Connection, core: int | None) -> None:
         except EOFError:
             return
         pipe.send(_timed(run, *given))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed ends nobody, and a job may take hours."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _timed(run: Run, *given: Any) -> tuple[dict[str, Any] | None, float, str | None]:

@@ -5,9 +5,9 @@ artificial, as in the papers' figures. Only rounding stops a run early: the fixe
 pass ends where no step improves the cost any more, while the unrolled one has to go on.
 
 The backward pass alone is a compiled function of its residuals. Figures are medians over rounds in
-one process, in which all ways and numbers of iterations take turns; in each turn a function is
-called once untimed, since a backward pass follows the forward pass that has just written its
-residuals, and not a stranger that has filled the caches with hundreds of megabytes.
+one process, in which all ways and numbers of iterations take turns. The first call of each turn is
+kept apart as "cold": a backward pass follows the forward pass that has just written its residuals,
+and not a stranger that has filled the caches with hundreds of megabytes.
 """
 
 import time
@@ -29,9 +29,9 @@ ENOUGH = 0.005  # seconds of each turn
 def passes(
     problem: dc.ControlProblem, x0s: jax.Array, counts: Sequence[int]
 ) -> dict[str, dict[str, Any]]:
-    """For each number of iterations: times of forward and backward pass of both ways [s], the bytes
-    that each holds for its backward pass, and how far their gradients are apart, relative to the
-    fixed point's."""
+    """For each number of iterations: times of forward and backward pass of both ways, warm and cold
+    [s], the bytes that each holds for its backward pass, and how far their gradients are apart,
+    relative to the fixed point's."""
     runs: dict[tuple[int, str], Callable[[], Any]] = {}
     found: dict[str, dict[str, Any]] = {}
     for count in counts:
@@ -57,23 +57,39 @@ def passes(
             runs[count, f"{name} backward"] = lambda b=backward, p=pull: ready(b(p))
         exact, unrolled = gradients["fixed point"], gradients["unrolled"]
         apart = float(np.linalg.norm(exact - unrolled) / np.linalg.norm(exact))
-        found[str(count)] = {"seconds": {}, "bytes": held, "apart": apart}
+        found[str(count)] = {"seconds": {}, "cold": {}, "bytes": held, "apart": apart}
         say(f"{count} iterations compiled")
-    for (count, name), seconds in medians(runs).items():
-        found[str(count)]["seconds"][name] = seconds
+    for (count, name), (warm, cold) in medians(runs).items():
+        found[str(count)]["seconds"][name] = warm
+        found[str(count)]["cold"][name] = cold
     return found
 
 
-def medians(runs: Mapping[Any, Callable[[], Any]], rounds: int = 7) -> dict[Any, float]:
-    """Median time of each [s], taking turns, the first call of each turn left out."""
-    samples: dict[Any, list[float]] = {name: [] for name in runs}
+def medians(
+    runs: Mapping[Any, Callable[[], Any]], rounds: int = 7
+) -> dict[Any, tuple[float, float]]:
+    """Median times of each [s], taking turns: of the later calls of a turn, and of its first."""
+    warm: dict[Any, list[float]] = {name: [] for name in runs}
+    cold: dict[Any, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            run()
+            cold[name].append(_seconds(run))
             elapsed = 0.0
             while elapsed < ENOUGH:  # short ones more often
-                start = time.perf_counter()
-                run()
-                samples[name].append(time.perf_counter() - start)
-                elapsed += samples[name][-1]
-    return {name: float(np.median(values)) for name, values in samples.items()}
+                warm[name].append(_seconds(run))
+                elapsed += warm[name][-1]
+    return {name: (float(np.median(warm[name])), float(np.median(cold[name]))) for name in runs}
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def when_cold(of_count: Mapping[str, Any]) -> str:
+    """The ratio of the cold backward passes; nothing of a run that did not keep their times."""
+    if "cold" not in of_count:
+        return ""
+    ratio = of_count["cold"]["unrolled backward"] / of_count["cold"]["fixed point backward"]
+    return f" Cold, by the first call of each turn, the ratio is {ratio:.3g}."

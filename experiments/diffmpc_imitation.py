@@ -56,8 +56,8 @@ class Config:
     """The same where they fit into one minibatch."""
     network_epochs: int = 10_000
     """The same for the network."""
-    patience: int = 1000
-    """It stops after so many epochs without a better validation loss."""
+    patience: int = dataclasses.field(default=1000, metadata={"least": 0})
+    """It stops after so many epochs without a better validation loss; 0 never."""
     constant_too: bool = True
     """Run mpc.dx with the papers' constant learning rate, too."""
     trajectories: tuple[int, ...] = SIZES_OF_DATA
@@ -66,6 +66,10 @@ class Config:
     """What is controlled."""
     modes: tuple[str, ...] = MODES
     """Which learners."""
+
+    def __post_init__(self):
+        if not set(self.trajectories) <= set(SIZES_OF_DATA):
+            raise ValueError(f"--trajectories has only {', '.join(map(str, SIZES_OF_DATA))}.")
 
 
 SIZES = {

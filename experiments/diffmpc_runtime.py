@@ -16,7 +16,7 @@ from diffcontrol.systems import cartpole, pendulum
 from . import _main, _pictures
 from ._rows import Row, verdict
 from ._sweep import say
-from ._timing import passes
+from ._timing import passes, when_cold
 
 SYSTEMS = {"pendulum": pendulum, "cartpole": cartpole}
 # Seconds of the author's raw data, means of 9 trials: forward and backward pass.
@@ -102,7 +102,7 @@ def rows(config: Config, found):
                 seconds["unrolled backward"] / seconds["fixed point backward"],
                 385 * most / 128,
                 f"T = {config.horizon}, batch {config.batch}: {times}; gradients differ by "
-                f"{last['apart']:.1g}.",
+                f"{last['apart']:.1g}.{when_cold(last)}",
             ),
             row(
                 "the forward pass is faster, since nothing is kept",

@@ -59,7 +59,13 @@ class Config:
     systems: tuple[str, ...] = ("pendulum", "cartpole")
     """What is controlled."""
     modes: tuple[str, ...] = ("dx", "dcost")
-    """What is learned."""
+    """What is learned; dx always."""
+
+    def __post_init__(self):
+        if any(count > 100 for count in self.trajectories):
+            raise ValueError("--trajectories is at most 100.")
+        if "dx" not in self.modes:
+            raise ValueError("--modes needs dx, of which most rows are.")
 
 
 SIZES = {

@@ -18,7 +18,7 @@ from diffcontrol.systems import pendulum
 from . import _main, _pictures
 from ._rows import Row, verdict
 from ._sweep import say
-from ._timing import passes
+from ._timing import passes, when_cold
 
 # Seconds: horizon 10, iterations -> (unrolled, DiLQR). The other bars have no numbers.
 PUBLISHED = {50: (1.41, 0.067), 300: (8.57, 0.067)}
@@ -79,7 +79,8 @@ def rows(config: Config, found):
                 1,
                 verdict(ratio(iterations), paper or 1.0, lower=False),
                 f"Batch {config.batch}: {1e3 * times['unrolled backward']:.1f} ms against "
-                f"{1e3 * times['fixed point backward']:.3f} ms.",
+                f"{1e3 * times['fixed point backward']:.3f} ms."
+                f"{when_cold(of_horizon[iterations])}",
             )
         )
     times = [of["seconds"]["fixed point backward"] for of in of_horizon.values()]

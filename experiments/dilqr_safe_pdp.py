@@ -308,7 +308,7 @@ def rows(config: Config, found):
                 None,
                 worst,
                 config.seeds,
-                verdict(worst, 1e-6, otherwise="explained"),
+                verdict(worst, 1e-6),
                 "At the plans of learners that start near the truth.",
             ),
             row(

@@ -49,6 +49,10 @@ class Config:
     systems: tuple[str, ...] = ("pendulum", "cartpole")
     """On which."""
 
+    def __post_init__(self):
+        if self.plans > 100:
+            raise ValueError("--plans is at most 100.")
+
 
 SIZES = {
     "full": Config(),

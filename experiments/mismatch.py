@@ -84,6 +84,10 @@ class Amount:
     held_out: int = 64
     cases: int = 2
 
+    def __post_init__(self):
+        if self.cases > 2:
+            raise ValueError("--cases is at most 2.")
+
 
 SIZES = {
     "full": Amount(),

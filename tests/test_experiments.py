@@ -7,13 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _imitation, _rows, reproduce
+from experiments import _imitation, _main, _rows, _timing, reproduce
 from experiments._rows import Row, publish, short, verdict
 from experiments._sweep import sweep
 
@@ -46,6 +47,12 @@ def run_in(job: Job, scratch: Path):
     if count == 1:
         raise ArithmeticError("not yet")
     return {"starts": count}
+
+
+def run_asleep(job: Job):
+    print("asleep", flush=True)
+    time.sleep(60.0)
+    return {}
 
 
 def jobs(count, **others):
@@ -91,6 +98,24 @@ def test_results_of_another_configuration_are_not_taken(swept):
     folder, _ = swept
     with pytest.raises(ValueError, match="number"):
         sweep(run, {"job-1": Job(5)}, folder)
+
+
+SLEEPING = """
+from pathlib import Path
+from experiments._sweep import sweep
+from tests.test_experiments import jobs, run_asleep
+sweep(run_asleep, jobs(1), Path({folder!r}), workers=1)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    command = [sys.executable, "-c", SLEEPING.format(folder=str(tmp_path))]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "asleep\n"
+        parent.kill()
+        # The worker writes there, too: it ends where nobody holds it any more.
+        assert parent.communicate(timeout=20.0)[0] == ""
 
 
 @pytest.mark.slow
@@ -171,6 +196,99 @@ def test_the_report_needs_no_other_file(tmp_path):
         assert f'<h2 id="{name}">' in page
 
 
+# --- The command line ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, option, value",
+    [
+        ("diffmpc_lqr", "--workers", "0"),
+        ("diffmpc_lqr", "--workers", "-1"),
+        ("diffmpc_lqr", "--seeds", "0"),
+        ("diffmpc_lqr", "--seeds", "-1"),
+        ("diffmpc_imitation", "--epochs", "0"),
+        ("diffmpc_imitation", "--patience", "-1"),
+        ("diffmpc_imitation", "--trajectories", "500"),
+        ("diffmpc_imitation", "--modes", "sysid guess"),
+        ("diffmpc_runtime", "--systems", "foo"),
+        ("diffmpc_runtime", "--systems", ""),
+        ("diffmpc_runtime", "--iterations", "8 0"),
+        ("dilqr_learning", "--trajectories", "500"),
+        ("dilqr_learning", "--modes", "dcost"),
+        ("gradient_accuracy", "--plans", "500"),
+        ("mismatch", "--cases", "3"),
+    ],
+)
+def test_settings_without_a_result_are_refused(name, option, value, tmp_path, capsys):
+    def measure(*_):
+        raise AssertionError("not refused")
+
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    experiment = dataclasses.replace(experiment, measure=measure)
+    out = tmp_path / "out"
+    try:
+        code = _main.main(experiment, [option, *value.split(), "--out", str(out)])
+    except SystemExit as ended:  # tyro's way
+        code = ended.code
+    assert code == 2 and not out.exists()
+    assert option in capsys.readouterr().err
+
+
+def test_a_run_without_rows_publishes_nothing(tmp_path, monkeypatch, capsys):
+    for module in (_main, _rows):
+        monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    experiment = importlib.import_module("experiments.diffmpc_lqr").EXPERIMENT
+    experiment = dataclasses.replace(
+        experiment, measure=lambda *_: {}, rows=lambda *_: [], draw=lambda *_: None
+    )
+    assert _main.main(experiment, ["--out", str(tmp_path / "out")]) == 2
+    assert "nothing" in capsys.readouterr().err and not (tmp_path / "results").exists()
+
+
+# --- What rows say of results --------------------------------------------------------------------
+
+
+def stored(name):
+    """An experiment, the configuration of its committed results and what was found."""
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    record = json.loads(_rows.chosen()[name].read_text())
+    usual = experiment.sizes["full"]
+    config = dataclasses.replace(usual, **_main._settings(usual, record["config"]))
+    return experiment, config, record["found"]
+
+
+def test_the_first_call_of_each_turn_is_timed_apart():
+    last = []
+
+    def run(name):
+        time.sleep(0.002 if last == [name] else 0.05)
+        last[:] = [name]
+
+    runs = {name: lambda name=name: run(name) for name in ("one", "other")}
+    for warm, cold in _timing.medians(runs, rounds=3).values():
+        assert warm < 0.05 <= cold
+
+
+@pytest.mark.parametrize("name", ["diffmpc_runtime", "dilqr_runtime"])
+def test_the_ratio_when_cold_is_stated_where_it_was_kept(name):
+    experiment, config, found = stored(name)
+    counts = [of_count for part in found.values() for of_count in part.values()]
+    said = lambda: sum("Cold" in row.why for row in experiment.rows(config, found))
+    for of_count in counts:
+        of_count.pop("cold", None)  # results of before have none
+    assert said() == 0
+    for of_count in counts:
+        of_count["cold"] = of_count["seconds"]
+    assert said() == 2
+
+
+def test_a_gradient_that_is_not_ours_falls_short():
+    experiment, config, found = stored("dilqr_safe_pdp")
+    found["gradients"]["IDOC"]["apart"][0] = 1e-3
+    (row,) = (row for row in experiment.rows(config, found) if "IDOC's gradient" in row.claim)
+    assert row.verdict == "short"
+
+
 # --- The papers' protocol ------------------------------------------------------------------------
 
 
@@ -205,6 +323,7 @@ def test_every_experiment_has_three_sizes_and_says_what_it_is(name):
     assert experiment.name == name and experiment.sizes.keys() == {"full", "reduced", "quick"}
     for config in experiment.sizes.values():
         json.dumps(dataclasses.asdict(config))
+        _main._check(config, experiment.sizes["full"], workers=1)
     readme = Path(importlib.import_module("experiments").__file__).with_name("README.md")
     assert f"experiments.{name}" in readme.read_text()
 
