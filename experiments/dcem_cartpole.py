@@ -253,7 +253,7 @@ def principal_components(config: Config) -> float:
 def searches(folder: Path, config: Config) -> dict:
     """For the picture: costs over the latent of two states, and what the latents mean."""
     job = Training(2, max(config.temperatures), 0, config.steps)
-    state, _ = load_checkpoint(folder / _name(job) / "checkpoint", first_state(job))
+    state, _ = load_checkpoint(folder / name_of(job) / "checkpoint", first_state(job))
     latent = single(dc.LatentProblem(reward_problem(), state.best, 2))
     axis = np.linspace(-1.0, 1.0, 41, dtype=np.float32)
     points = jnp.asarray(np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2))
@@ -279,7 +279,7 @@ def searches(folder: Path, config: Config) -> dict:
 # --- What is reported ----------------------------------------------------------------------------
 
 
-def _name(job: Training) -> str:
+def name_of(job: Training) -> str:
     return f"{job.latent}-{job.temperature:g}-{job.seed}"
 
 
@@ -290,7 +290,7 @@ def measure(config: Config, context: _main.Context):
             most = (size, temperature) == (2, 1.0)
             for seed in range(config.more_seeds if most else config.seeds):
                 job = Training(size, temperature, seed, config.steps)
-                jobs[_name(job)] = job
+                jobs[name_of(job)] = job
     work = lambda job: job.steps * (1.0 if job.temperature else 0.5)
     results = sweep(
         train,
@@ -313,7 +313,7 @@ def measure(config: Config, context: _main.Context):
         "full": costs.tolist(),
         "components": principal_components(config),
     }
-    if _name(Training(2, max(config.temperatures), 0, config.steps)) in results:
+    if name_of(Training(2, max(config.temperatures), 0, config.steps)) in results:
         found["shown"] = searches(context.folder, config)
     return found
 

@@ -35,6 +35,7 @@ EXPERIMENTS = {
     "general_frameworks": 2,
     "planners_swing_up": 2,
     "dcem_cartpole": 5,
+    "dcem_search": 1,
 }
 
 
