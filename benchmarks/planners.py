@@ -142,24 +142,30 @@ def projections() -> tuple[dict[str, Callable[[], object]], str]:
     return {"projection, diffcontrol": ours, "projection, PyTorch": eager}, told
 
 
-def plans() -> tuple[dict[str, Callable[[], object]], str]:
-    """Value and gradient, by the four parameters of the dynamics, of one DCEM plan, float64."""
-    problem, key = cartpole.problem(HORIZON), jax.random.key(0)
-    planner = dc.CEM(samples=SAMPLES, elites=ELITES, iterations=ITERATIONS, temperature=1.0)
-    x0 = cartpole.start(jax.random.key(1))
+def plans(bits: int) -> tuple[dict[str, Callable[[], object]], str]:
+    """Value and gradient, by the four parameters of the dynamics, of one DCEM plan."""
+    ours, theirs = {64: (jnp.float64, torch.float64), 32: (jnp.float32, torch.float32)}[bits]
+    cast = lambda tree: jax.tree.map(
+        lambda leaf: leaf.astype(ours) if eqx.is_inexact_array(leaf) else leaf, tree
+    )
+    problem, key = cast(cartpole.problem(HORIZON)), jax.random.key(0)
+    planner = cast(
+        dc.CEM(samples=SAMPLES, elites=ELITES, iterations=ITERATIONS, temperature=jnp.ones(()))
+    )
+    x0 = cast(cartpole.start(jax.random.key(1)))
 
     def cost(dynamics, x0, key):
         with_it = eqx.tree_at(lambda problem: problem.dynamics, problem, dynamics)
         return dc.solve(with_it, x0, planner, key=key, throw=False).cost
 
     one = eqx.filter_jit(eqx.filter_value_and_grad(cost))
-    starts = jax.vmap(cartpole.start)(jax.random.split(jax.random.key(2), 32))
+    starts = cast(jax.vmap(cartpole.start)(jax.random.split(jax.random.key(2), 32)))
     keys = jax.random.split(key, 32)
     many = eqx.filter_jit(eqx.filter_vmap(eqx.filter_value_and_grad(cost), in_axes=(None, 0, 0)))
 
     dynamics = problem.dynamics
     parameters = [
-        torch.tensor(float(value), dtype=torch.float64, requires_grad=True)
+        torch.tensor(float(value), dtype=theirs, requires_grad=True)
         for value in (
             dynamics.gravity,
             dynamics.cart_mass,
@@ -180,15 +186,16 @@ def plans() -> tuple[dict[str, Callable[[], object]], str]:
     # That both are the same problem: cost of the same controls.
     controls = np.random.default_rng(0).uniform(-5, 5, size=(1, HORIZON, 1))
     with torch.no_grad():
-        theirs = float(eager_cost(parameters, state, torch.tensor(controls), weights, goal)[0])
-    held = dc.RandomShooting(samples=1, spread=1e-300)
-    ours = float(dc.solve(problem, x0, held, guess=controls[0], key=key).cost)
-    ready = jax.block_until_ready
+        held = torch.tensor(controls, dtype=theirs)
+        eager_says = float(eager_cost(parameters, state, held, weights, goal)[0])
+    held = cast(dc.RandomShooting(samples=1, spread=0.0))
+    we_say = float(dc.solve(problem, x0, held, guess=controls[0], key=key).cost)
+    ready, name = jax.block_until_ready, f"DCEM, float{bits}"
     return {
-        "DCEM, diffcontrol": lambda: ready(one(dynamics, x0, key)),
-        "DCEM, PyTorch": eager,
-        "DCEM, 32 starts at once, diffcontrol": lambda: ready(many(dynamics, starts, keys)),
-    }, f"cost of the same controls: {ours:.9g} (ours), {theirs:.9g}"
+        f"{name}, diffcontrol": lambda: ready(one(dynamics, x0, key)),
+        f"{name}, PyTorch": eager,
+        f"{name}, 32 starts at once, diffcontrol": lambda: ready(many(dynamics, starts, keys)),
+    }, f"cost of the same controls: {we_say:.6g} (ours), {eager_says:.6g}"
 
 
 def main() -> None:
@@ -198,15 +205,15 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     torch.set_num_threads(1)
     print(f"{os.cpu_count()} cores; jax {jax.__version__}, torch {torch.__version__}")
-    for make in (projections, plans):
+    for make in (projections, lambda: plans(64), lambda: plans(32)):
         runs, told = make()
         times = medians(runs, rounds)
         for name, seconds in times.items():
-            print(f"{name:40} {1e3 * seconds:9.3f} ms")
+            print(f"{name:45} {1e3 * seconds:9.3f} ms")
         ours, theirs, *more = times.values()
-        print(f"{'':40} {theirs / ours:9.1f} times faster; {told}")
+        print(f"{'':45} {theirs / ours:9.1f} times faster; {told}")
         for at_once in more:
-            print(f"{'':40} {at_once / ours:9.1f} times one")
+            print(f"{'':45} {at_once / ours:9.1f} times one")
 
 
 if __name__ == "__main__":
