@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import diffcontrol as dc
-from diffcontrol._planner.base import coloured
+from diffcontrol._planner.base import coloured, normalised
 from diffcontrol.systems import cartpole, pendulum
 
 KEY = jax.random.key(0)
@@ -218,6 +218,102 @@ def test_samples_that_are_not_finite_count_for_nothing(name):
         )
 
 
+@pytest.mark.parametrize(
+    "planner",
+    (
+        pytest.param(
+            dc.CEM(samples=2, elites=2, iterations=3, temperature=1.0), marks=pytest.mark.slow
+        ),
+        dc.MPPI(samples=2, iterations=3),
+    ),
+    ids=("DCEM", "MPPI"),
+)
+def test_an_iteration_without_a_finite_sample_does_not_spoil_the_gradient(planner):
+    problem = dc.ControlProblem(
+        dynamics=Cliff(jnp.array(0.3), jnp.array(-0.5)),
+        stage_cost=lambda x, u, t: jnp.sum((x - 1.0) ** 2) + 0.01 * jnp.sum(u**2),
+        terminal_cost=lambda x: jnp.sum((x - 1.0) ** 2),
+        horizon=2,
+        control_size=1,
+        control_bounds=dc.Bounds(-2.0, 2.0),
+    )
+
+    def run(gain):
+        moved = eqx.tree_at(lambda p: p.dynamics.gain, problem, gain)
+        return dc.solve(moved, jnp.zeros(1), planner, guess=-jnp.ones((2, 1)), key=KEY, throw=False)
+
+    assert run(0.3).stats.left_out > 0.5
+    cost = jax.jit(lambda gain: run(gain).cost)
+    central = lambda h: (cost(0.3 + h) - cost(0.3 - h)) / (2 * h)
+    difference = (4 * central(1e-6) - central(2e-6)) / 3
+    np.testing.assert_allclose(jax.grad(cost)(0.3), difference, rtol=1e-6)
+    np.testing.assert_allclose(jax.jvp(cost, (0.3,), (1.0,))[1], difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", ("last", "between"))
+def test_a_plan_through_a_state_that_is_not_finite_is_no_success(where):
+    """Though its cost is finite: it does not look at that state, or a bounded function does."""
+    through = {
+        "last": lambda x, u, t: x + jnp.sqrt(jnp.abs(u) - 0.8),
+        "between": lambda x, u, t: jnp.where(t == 0, jnp.exp(800.0 * u), 0.5 * jnp.tanh(x)),
+    }
+    problem = dc.ControlProblem(
+        dynamics=through[where],
+        stage_cost=lambda x, u, t: jnp.sum(jnp.tanh(x) ** 2) + jnp.sum(u**2),
+        horizon=1 if where == "last" else 2,
+        control_size=1,
+        control_bounds=dc.Bounds(-1.0, 1.0),
+    )
+    planner = dc.CEM(samples=5, elites=5, iterations=1, spread=0.0)
+    guess = jnp.full((problem.horizon, 1), 0.0 if where == "last" else 0.95)
+    solution = dc.solve(problem, jnp.ones(1), planner, guess=guess, key=KEY, throw=False)
+    assert jnp.isfinite(solution.cost)
+    assert solution.result == dc.RESULTS.non_finite
+    assert solution.stats.left_out == 1
+
+
+@pytest.mark.parametrize(
+    "of",
+    (
+        lambda value: dc.MPPI(**SMALL, temperature=value),
+        lambda value: dc.MPPI(**SMALL, shrink=value),
+        lambda value: dc.GradientDescent(iterations=3, step_size=value),
+        lambda value: dc.MPPI(**SMALL, spread=value - 1.0),
+        pytest.param(
+            lambda value: dc.CEM(**SMALL, elites=5, temperature=value), marks=pytest.mark.slow
+        ),
+    ),
+    ids=("MPPI", "shrink", "step size", "spread", "CEM"),
+)
+def test_settings_that_turn_out_to_be_nonsense_are_no_success(of):
+    @eqx.filter_jit
+    def run(value):
+        planner = of(value)
+        return dc.solve(PROBLEM, X0, planner, key=key_of(planner), throw=False).result
+
+    for value in (-1.0, 0.0, jnp.nan):
+        assert run(jnp.asarray(value)) == dc.RESULTS.invalid_input
+    assert run(jnp.asarray(1.5)) == dc.RESULTS.fixed_iterations
+
+
+@pytest.mark.parametrize("name", ("CEM", "random shooting"))
+def test_hard_choices_refuse_a_derivative_by_their_own_numbers(name):
+    spread = lambda planner: planner.spread
+    planner = eqx.tree_at(spread, PLANNERS[name], jnp.array(0.5), is_leaf=lambda leaf: leaf is None)
+    of = lambda read: lambda planner: read(dc.solve(PROBLEM, X0, planner, key=KEY))
+    with pytest.raises(TypeError, match="temperature"):
+        eqx.filter_grad(of(lambda solution: jnp.sum(solution.controls)))(planner)
+    with pytest.raises(TypeError, match="no derivative"):
+        eqx.filter_grad(of(lambda solution: solution.stats.best_cost))(planner)
+
+
+@pytest.mark.parametrize("unit", (1e-30, 1e-20, 1e20, 1e35))
+def test_costs_of_any_size_in_single_precision(unit):
+    costs = jnp.array([1.0, 2.0, 4.0, jnp.inf], jnp.float32)
+    usual = normalised(costs)
+    np.testing.assert_allclose(normalised(jnp.float32(unit) * costs), usual, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ("DCEM", "MPPI", "CEM", "random shooting"))
 def test_nothing_finite_keeps_the_guess(name):
     solution = dc.solve(cliff(-3.0), jnp.zeros(1), PLANNERS[name], key=KEY, throw=False)
@@ -242,13 +338,18 @@ def test_bounds_that_turn_out_infinite_are_no_success():
     "planner",
     (
         dc.CEM(samples=5, elites=1, iterations=3),
-        dc.CEM(samples=5, elites=1, iterations=3, temperature=0.1),
         dc.CEM(samples=1, elites=1, iterations=2, temperature=1.0),
-        dc.CEM(samples=6, elites=6, iterations=2, temperature=1.0),
-        dc.CEM(samples=6, elites=2, iterations=2, temperature=1.0, spread=0.0),
-        dc.MPPI(samples=1, iterations=2),
         dc.MPPI(samples=4, iterations=2, spread=0.0),
-        dc.MPPI(samples=4, iterations=2, temperature=1e-12),
+        *(
+            pytest.param(planner, marks=pytest.mark.slow)
+            for planner in (
+                dc.CEM(samples=5, elites=1, iterations=3, temperature=0.1),
+                dc.CEM(samples=6, elites=6, iterations=2, temperature=1.0),
+                dc.CEM(samples=6, elites=2, iterations=2, temperature=1.0, spread=0.0),
+                dc.MPPI(samples=1, iterations=2),
+                dc.MPPI(samples=4, iterations=2, temperature=1e-12),
+            )
+        ),
     ),
     ids=str,
 )
@@ -437,6 +538,17 @@ UNBOUNDED = dc.ControlProblem(
         (lambda: dc.CEM(keep=2.5), TypeError, "keep"),
         (lambda: dc.CEM(samples=5, elites=2, keep=6), ValueError, "keep"),
         (lambda: dc.MPPI(temperature=-1.0), ValueError, "must be positive"),
+        (lambda: dc.MPPI(temperature=[0.1, 0.2]), ValueError, "one number"),
+        (lambda: dc.CEM(colour="pink"), TypeError, "colour"),
+        (lambda: dc.MPPI(colour=float("nan")), ValueError, "colour"),
+        (lambda: dc.solve(PROBLEM, X0, dc.CEM(), key=3), TypeError, "`key` must be"),
+        (lambda: dc.solve(PROBLEM, X0, dc.CEM(), key=jnp.ones(2)), TypeError, "`key` must be"),
+        (
+            lambda: dc.solve(PROBLEM, X0, dc.CEM(), key=jax.random.split(KEY)),
+            ValueError,
+            "one random key",
+        ),
+        (lambda: dc.MPC(None, dc.CEM(), key=KEY).init(X0), TypeError, "ControlProblem"),
         (lambda: dc.GradientDescent(iterations=3, step_size=[1.0, 2.0]), ValueError, "step_size"),
         (lambda: dc.value(PROBLEM, X0, dc.CEM()), TypeError, "solver"),
         (lambda: dc.MPC(PROBLEM, dc.CEM()).init(X0), ValueError, "give `key`"),
@@ -445,6 +557,23 @@ UNBOUNDED = dc.ControlProblem(
             lambda: dc.MPC(PROBLEM, dc.CEM(), key=KEY)(X0, dc.MPC(PROBLEM).init(X0)),
             ValueError,
             "made for a solver",
+        ),
+        (
+            lambda: dc.MPC(PROBLEM)(X0, dc.MPC(PROBLEM, dc.CEM(), key=KEY).init(X0)),
+            ValueError,
+            "made for a planner",
+        ),
+        (
+            lambda: dc.MPC(PROBLEM, dc.CEM(keep=3), key=KEY)(
+                X0, dc.MPC(PROBLEM, dc.CEM(keep=2), key=KEY).init(X0)
+            ),
+            ValueError,
+            "holds 2 samples",
+        ),
+        (
+            lambda: dc.MPC(PROBLEM, dc.CEM())(X0, dc.MPC(PROBLEM, dc.CEM(), key=KEY).init(X0)),
+            ValueError,
+            "give `key`",
         ),
         (
             lambda: dc.MPC(PROBLEM, dc.CEM(), key=KEY, starts=jnp.zeros((1, 6, 1)))(
@@ -551,6 +680,17 @@ def test_a_decoder_learns_through_the_search():
     assert jnp.max(jnp.abs(direct.weights[0] - gradient.weights[0])) > 1e-6
 
 
+def test_a_receding_horizon_decodes_what_it_applies():
+    latent = dc.LatentProblem(PROBLEM, DECODER, 2)
+    policy = dc.MPC(latent, PLANNERS["DCEM"], key=KEY)
+    memory = policy.init(X0)
+    u, _ = policy(X0, memory)
+    planned = latent.decode(policy.plan(X0, memory).controls[0])[0]
+    np.testing.assert_allclose(u, planned, rtol=1e-12)
+    run = dc.simulate(policy, PROBLEM.dynamics, X0, 2)
+    np.testing.assert_allclose(run.controls[0], u, rtol=1e-12)
+
+
 def test_decoded_controls_keep_one_sided_bounds():
     problem = dc.ControlProblem(
         dynamics=lambda x, u, t: x + u,
@@ -570,6 +710,10 @@ def test_decoded_controls_keep_one_sided_bounds():
     (
         (lambda: dc.LatentProblem(None, DECODER, 2), TypeError, "problem"),
         (lambda: dc.LatentProblem(PROBLEM, None, 2), TypeError, "decoder"),
+        (lambda: dc.LatentProblem(PROBLEM, DECODER, 2.5), TypeError, "latent_size"),
+        (lambda: dc.LatentProblem(PROBLEM, DECODER, 2, (-1, 1)), TypeError, "latent_bounds"),
+        (lambda: dc.ControlDecoder(0, 6, 1, key=KEY), ValueError, "latent_size"),
+        (lambda: dc.ControlDecoder(2, 6, 1, depth=-1, key=KEY), ValueError, "depth"),
         (
             lambda: dc.LatentProblem(PROBLEM, lambda z: z, 2).decode(jnp.ones(2)),
             ValueError,

@@ -199,6 +199,9 @@ def test_batches_and_single_precision(name):
         (lambda: dc.constrained_softmax(jnp.zeros(3), 0.1), "sum to"),
         (lambda: dc.constrained_sparsemax(jnp.zeros(3), jnp.ones(2)), "`upper` must have shape"),
         (lambda: dc.constrained_softmax(jnp.zeros(3), -jnp.ones(3)), "not be negative"),
+        (lambda: dc.constrained_softmax(jnp.array([0.0, -jnp.inf]), 0.5), "sum to"),
+        (lambda: dc.constrained_softmax(jnp.zeros(3), jnp.inf, jnp.inf), "`k` must lie in"),
+        (lambda: dc.constrained_sparsemax(jnp.array([0.0, jnp.inf]), 1.0), "must be finite"),
     ),
 )
 def test_misuse(call, said):
@@ -206,11 +209,24 @@ def test_misuse(call, said):
         call()
 
 
+def test_scores_that_a_temperature_makes_infinite_keep_the_sum():
+    found = dc.limited_multi_label(jnp.array([1e300, 1.0, -1e300]), 1, 1e-10)
+    np.testing.assert_allclose(found, [1.0, 0.0, 0.0], atol=1e-300)
+    single = lambda *values: jnp.array(values, jnp.float32)
+    found = dc.limited_multi_label(single(1e30, 1.0, 2.0), jnp.float32(2), jnp.float32(1e-10))
+    np.testing.assert_allclose(found, [1.0, 0.0, 1.0], atol=1e-30)
+    one = jnp.float32(1)
+    found = dc.constrained_softmax(single(jnp.inf, 1e12, 0.0), one, one)
+    np.testing.assert_array_equal(found, [1.0, 0.0, 0.0])
+
+
 def test_what_is_wrong_and_only_known_later_is_nan():
     x = jnp.zeros(3)
     for function in (dc.constrained_softmax, dc.constrained_sparsemax):
         assert jnp.all(jnp.isnan(jax.jit(function)(x, 0.1)))
         assert jnp.all(jnp.isnan(jax.jit(function)(x, 1.0, -1.0)))
+        assert jnp.all(jnp.isnan(jax.jit(function)(x, jnp.inf, jnp.inf)))
+        assert jnp.all(jnp.isnan(jax.jit(function)(x.at[:2].set(-jnp.inf), 0.5, 1.0)))
     assert jnp.all(jnp.isnan(jax.jit(dc.limited_multi_label)(x, 4.0)))
     assert jnp.all(jnp.isnan(jax.jit(dc.limited_multi_label)(x, 1.0, -1.0)))
     assert jnp.all(jnp.isnan(jax.jit(dc.limited_multi_label)(x.at[1].set(jnp.nan), 1.0)))

@@ -7,6 +7,7 @@ import pytest
 
 import diffcontrol as dc
 from diffcontrol import systems
+from diffcontrol.systems._turn import turned
 
 # --- The equations once more, in plain numbers ---------------------------------------------------
 
@@ -112,6 +113,26 @@ def test_every_parameter_acts(name):
 
 
 # --- Physics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", (1.0, 1e-3, 1e3, 1e-200, 1e200))
+@pytest.mark.parametrize("angle", (0.0, 0.7, -40.0))
+def test_turning_is_the_arc_tangent_and_its_derivatives(length, angle):
+    def plain(x):
+        total = jnp.arctan2(x[1], x[0]) + x[2]
+        return jnp.array([jnp.cos(total), jnp.sin(total)])
+
+    for direction in (0.3, 2.0, -3.0):
+        start = jnp.array([length * np.cos(direction), length * np.sin(direction), angle])
+        ours = lambda x: jnp.array(turned(*x))
+        np.testing.assert_allclose(ours(start), plain(start), rtol=1e-13, atol=1e-14)
+        if 1e-9 < length < 1e9:
+            for order in (jax.jacfwd, lambda f: jax.jacfwd(jax.jacrev(f))):
+                scale = float(jnp.max(jnp.abs(order(plain)(start))))
+                np.testing.assert_allclose(
+                    order(ours)(start), order(plain)(start), atol=1e-12 * scale
+                )
+    np.testing.assert_array_equal(turned(*jnp.zeros(3)), (1.0, 0.0))
 
 
 def roll(dynamics, x, u, steps):

@@ -26,6 +26,7 @@ from ._solver.ddp import DDP
 from ._trajectory import rollout, stages
 from ._tree import stop_gradient
 from ._types import Numbers, as_floats
+from .models.latent_controls import LatentProblem
 
 _RACE_ITERATIONS = 10
 
@@ -77,7 +78,7 @@ class MPC(eqx.Module):
             and are given anew through `problem=`.
         solver: the solver; solves never raise, `memory.result` says how the last one went. Or a
             planner such as `CEM(keep=5)`: each call then starts from the last plan and the samples
-            kept of it, shifted.
+            kept of it, shifted. For a `LatentProblem` a call returns the first decoded control.
         starts: further guesses, `(S, T, m)`, for problems with several minima. At every step they
             race against the warm start for a few iterations, and the cheapest is solved to the
             end. None for none.
@@ -109,12 +110,12 @@ class MPC(eqx.Module):
                 a key that is missing, or given to a solver that does not sample.
         """
         planner = self.solver if isinstance(self.solver, AbstractPlanner) else None
+        stage, x0 = stage_problem(self.problem, x0)
         if planner is not None:
             check_planner(planner, None, self.key)
             planner.check(self.problem)
         else:
             check_algorithms(self.solver, None, self.key)
-        stage, x0 = stage_problem(self.problem, x0)
         T, n, m = stage.horizon, stage.state_size, stage.control_size
         guess = initial_controls(stage, self.guess, x0.dtype)
         controls = jnp.clip(guess, stage.lower, stage.upper)
@@ -172,13 +173,23 @@ class MPC(eqx.Module):
         if isinstance(self.solver, AbstractPlanner):
             if self.starts is not None:
                 raise ValueError("MPC: `starts` are for solvers; leave them out with a planner.")
+            check_planner(self.solver, None, self.key)
             if memory.kept is None:
                 raise ValueError(
                     "MPC: `memory` was made for a solver, not a planner; make it with `init`."
                 )
+            if len(memory.kept) != self.solver.keep:
+                raise ValueError(
+                    f"MPC: `memory` holds {len(memory.kept)} samples, but the planner keeps "
+                    f"{self.solver.keep}; make it with `init`."
+                )
             # A plan that failed is no place to start from.
             last = jnp.where(jnp.isfinite(memory.controls), memory.controls, 0.0)
             return jnp.clip(last, stage.lower, stage.upper)
+        if memory.gains is None:
+            raise ValueError(
+                "MPC: `memory` was made for a planner, not a solver; make it with `init`."
+            )
         warm = _warm_start(stage, x, memory)
         if self.starts is None:
             return warm
@@ -209,7 +220,11 @@ def _act(
     controller: MPC, x: Array, memory: MPCMemory, problem: ControlProblem | None
 ) -> tuple[Array, MPCMemory]:
     solution, kept = _solved(controller, x, memory, problem)
-    return solution.controls[0], stop_gradient(_shift(solution, kept, memory))
+    control = solution.controls[0]
+    if isinstance(controller.problem, LatentProblem):
+        # A plant knows controls, not latents.
+        control = (controller.problem if problem is None else problem).decode(control)[0]
+    return control, stop_gradient(_shift(solution, kept, memory))
 
 
 def _solved(controller, x, memory, problem) -> tuple[Solution, Array | None]:

@@ -7,7 +7,7 @@ The derivative of many is taken along the states that the roll-out went through,
 so a stage is linearised when its derivative is asked for and not before. Nothing but the states is
 kept for that, and they may be replaced: a plan whose cost is not finite has derivatives that are
 not, and zero times these is NaN, not zero, so the best plan stands in for it and what comes of that
-is dropped.
+is dropped. Where there is none, `x0` and controls that the caller names do, at every stage.
 """
 
 import equinox as eqx
@@ -20,24 +20,29 @@ from ._trajectory import stages
 
 
 def plan_cost(problem: StageProblem, x0: Array, controls: Array) -> Float[Array, ""]:
-    """Cost of controls `(T, m)` from `x0`; infinite where the last state is not finite."""
+    """Cost of controls `(T, m)` from `x0`; infinite where a state is not finite.
+
+    Such a state may cost nothing, but it has no derivative.
+    """
 
     def advance(carry, stage):
-        x, total = carry
+        x, total, fine = carry
         k, u = stage
         following, cost = _stage(problem, x, u, k)
-        return (following, total + cost), None
+        return (following, total + cost, fine & jnp.all(jnp.isfinite(following))), None
 
-    start = (x0, jnp.zeros((), x0.dtype))
-    (x, total), _ = jax.lax.scan(advance, start, (stages(problem.horizon), controls))
-    # A last state that is not finite may cost nothing, but it has no derivative.
-    return jnp.where(jnp.all(jnp.isfinite(x)), total + problem.terminal_cost(x), jnp.inf)
+    start = (x0, jnp.zeros((), x0.dtype), jnp.all(jnp.isfinite(x0)))
+    (x, total, fine), _ = jax.lax.scan(advance, start, (stages(problem.horizon), controls))
+    return jnp.where(fine, total + problem.terminal_cost(x), jnp.inf)
 
 
-def plan_costs(problem: StageProblem, x0: Array, plans: Array) -> Float[Array, " N"]:
+def plan_costs(
+    problem: StageProblem, x0: Array, plans: Array, otherwise: Array
+) -> Float[Array, " N"]:
     """Costs of plans `(N, T, m)` in one batched roll-out; infinite, with no derivative, where the
-    cost or the last state is not finite."""
-    return _run(problem, x0, jnp.swapaxes(plans, 0, 1))[0]
+    cost or a state is not finite. `otherwise`, `(T, m)`, are controls that are finite at `x0`."""
+    otherwise = jax.lax.stop_gradient(otherwise)
+    return _run(problem, x0, jnp.swapaxes(plans, 0, 1), otherwise)[0]
 
 
 def _stage(problem: StageProblem, x: Array, u: Array, k: Array) -> tuple[Array, Array]:
@@ -54,35 +59,38 @@ def _ends(problem: StageProblem, x: Array) -> Array:
 
 
 @eqx.filter_custom_jvp
-def _run(problem: StageProblem, x0: Array, plans: Array) -> tuple[Array, tuple[Array, Array]]:
+def _run(
+    problem: StageProblem, x0: Array, plans: Array, otherwise: Array
+) -> tuple[Array, tuple[Array, Array]]:
     """Costs `(N,)` of plans `(T, N, m)`, and their states but the last, and the last."""
 
     def advance(carry, stage):
-        x, total = carry
+        x, total, fine = carry
         k, u = stage
         following, cost = _stages(problem, x, u, k)
-        return (following, total + cost), x
+        return (following, total + cost, fine & jnp.all(jnp.isfinite(following), axis=1)), x
 
     x = jnp.broadcast_to(x0, (plans.shape[1], *x0.shape))
-    start = (x, jnp.zeros(plans.shape[1], x0.dtype))
-    (x, costs), states = jax.lax.scan(advance, start, (stages(problem.horizon), plans))
+    start = (x, jnp.zeros(plans.shape[1], x0.dtype), jnp.all(jnp.isfinite(x), axis=1))
+    (x, costs, fine), states = jax.lax.scan(advance, start, (stages(problem.horizon), plans))
     costs = costs + _ends(problem, x)
-    finite = jnp.isfinite(costs) & jnp.all(jnp.isfinite(x), axis=1)
-    return jnp.where(finite, costs, jnp.inf), (states, x)
+    return jnp.where(fine & jnp.isfinite(costs), costs, jnp.inf), (states, x)
 
 
 @_run.def_jvp
 def _run_jvp(primals, tangents):
-    problem, x0, plans = primals
-    d_problem, d_x0, d_plans = tangents
-    costs, (states, last) = _run(problem, x0, plans)
+    problem, x0, plans, otherwise = primals
+    d_problem, d_x0, d_plans, _ = tangents
+    costs, (states, last) = _run(problem, x0, plans, otherwise)
     finite = jnp.isfinite(costs)[:, None]
     best = jnp.argmin(costs)
-    safe = lambda rows: jnp.where(
-        finite, rows, jax.lax.stop_gradient(rows[..., best, :])[..., None, :]
-    )
+
+    def safe(rows, otherwise):
+        stand_in = jnp.where(finite[best], rows[..., best, :], otherwise)
+        return jnp.where(finite, rows, jax.lax.stop_gradient(stand_in)[..., None, :])
+
     moving = lambda d, rows: jnp.zeros_like(rows) if d is None else d
-    x, u, end = safe(states), safe(plans), safe(last)
+    x, u, end = safe(states, x0), safe(plans, otherwise), safe(last, x0)
     dx = jnp.broadcast_to(moving(d_x0, x0), end.shape)
     du = jnp.where(finite, moving(d_plans, u), 0.0)
 

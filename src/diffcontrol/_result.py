@@ -40,7 +40,8 @@ class RESULTS(eqx.Enumeration):
         "guess whose roll-out is finite, with samples (`spread`, bounds) not too far from it."
     )
     invalid_input = (
-        "The problem holds NaN, or a lower bound lies above its upper bound, so it has no solution."
+        "The problem holds NaN, or a lower bound lies above its upper bound, so it has no "
+        "solution; or a setting of the planner lies outside its range."
     )
 
 

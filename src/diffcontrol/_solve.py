@@ -165,16 +165,17 @@ def planned_by(
     """A planner's answer as a solution, and the samples that its next plan may go on from."""
     found = planner.plan(problem, x0, start, key, checkpoint)
     controls = found.controls
+    # Whatever one differentiates by, a cotangent of what is guarded must meet the refusal.
+    leaves = jax.tree.leaves(eqx.filter((planner, problem, x0, start), eqx.is_inexact_array))
+    anchor = jnp.sum(jnp.stack([jnp.sum(leaf).astype(x0.dtype) for leaf in leaves]))
     if planner.refuses is not None:
-        # Whatever one differentiates by, a cotangent of the controls must meet the refusal.
-        leaves = jax.tree.leaves(eqx.filter((problem, x0, start), eqx.is_inexact_array))
-        anchor = jnp.sum(jnp.stack([jnp.sum(leaf) for leaf in leaves]))
         controls = jax.lax.stop_gradient(controls)
     states = rollout(problem.dynamics, x0, controls)
     cost = jnp.sum(stage_costs(problem, states, controls))
     if planner.refuses is not None:
         controls = without_cotangent(controls, anchor, planner.refuses)
-    is_best = cost < found.stats.best_cost
+    finite = jnp.isfinite(cost) & jnp.all(jnp.isfinite(states))
+    is_best = finite & (cost < found.stats.best_cost)
     stats = eqx.tree_at(
         lambda stats: (stats.best_controls, stats.best_cost),
         found.stats,
@@ -184,10 +185,11 @@ def planned_by(
         ),
     )
     # A guess that is finite is no plan where not one sample was.
-    good = jnp.isfinite(cost) & jnp.isfinite(found.stats.best_cost)
+    good = finite & jnp.isfinite(found.stats.best_cost)
     result = choose(good, RESULTS.fixed_iterations, RESULTS.non_finite)
-    result = choose(invalid(problem, x0), RESULTS.invalid_input, result)
-    stats = without_cotangent(stop_gradient(stats), cost, STATS_REFUSE)
+    nonsense = invalid(problem, x0) | ~planner.sensible()
+    result = choose(nonsense, RESULTS.invalid_input, result)
+    stats = without_cotangent(stop_gradient(stats), anchor, STATS_REFUSE)
     return Solution(states, controls, None, None, cost, None, result, stats), found.kept
 
 
@@ -197,6 +199,8 @@ def check_planner(planner, adjoint, key) -> tuple[AbstractPlanner, UnrolledAdjoi
         raise ValueError(f"{name} draws samples: give `key`, such as key=jax.random.key(0).")
     if not planner.draws and key is not None:
         raise ValueError(f"`key` was given, but {name} does not sample; leave it out.")
+    if key is not None:
+        check_key(key)
     if adjoint is None:
         adjoint = UnrolledAdjoint()
     if not isinstance(adjoint, UnrolledAdjoint):
@@ -205,6 +209,21 @@ def check_planner(planner, adjoint, key) -> tuple[AbstractPlanner, UnrolledAdjoi
             f"iterations. Use UnrolledAdjoint() in place of {adjoint!r}."
         )
     return planner, adjoint
+
+
+def check_key(key) -> None:
+    """Raise for what is not one random key."""
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"`key` must be a random key such as jax.random.key(0), got {key!r}.")
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and key.dtype != jnp.uint32:
+        raise TypeError(
+            f"`key` must be a random key such as jax.random.key(0), got an array of {key.dtype}."
+        )
+    if key.ndim != (0 if typed else 1):
+        raise ValueError(
+            f"`key` must be one random key, but has shape {key.shape}. Batch with jax.vmap."
+        )
 
 
 def check_algorithms(solver, adjoint, key) -> tuple[AbstractSolver, AbstractAdjoint]:

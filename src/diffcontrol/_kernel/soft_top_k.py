@@ -46,7 +46,8 @@ def limited_multi_label(
         temperature: positive [unit of the scores].
 
     Returns:
-        `(n,)`; derivatives of every order by scores, `k` and temperature. NaN for NaN scores,
+        `(n,)`; derivatives of every order by scores, `k` and temperature (inside `jax.lax.scan`
+        not by reverse over reverse mode: use `jax.hessian`). NaN for NaN scores,
         for more than `n - k` scores of minus infinity, and for a `k` or temperature outside its
         range that is not known when traced.
 
@@ -64,7 +65,8 @@ def limited_multi_label(
             "is the hard choice of the k largest, whose derivative is zero."
         )
     n = _check_choice("limited_multi_label", scores, k, scores.shape[0] if scores.ndim else 0)
-    high, low = scores == jnp.inf, scores == -jnp.inf
+    z = scores / temperature  # which may be infinite where the scores are not
+    high, low = z == jnp.inf, z == -jnp.inf
     finite = ~(high | low)
     count = jnp.sum(high)
     rest = k - count
@@ -193,7 +195,9 @@ def constrained_softmax(scores: Numbers, upper: Numbers, k: Numbers = 1.0) -> Fl
     n = x.shape[0]
     # Beyond this distance a weight is nothing beside the others.
     top = jnp.max(jnp.where(jnp.isfinite(x), x, -jnp.inf), initial=-jnp.inf)
-    x = jnp.where(x == jnp.inf, jnp.where(jnp.isfinite(top), top, 0.0) + 1e4, x)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    far = 1e4 + 4.0 * jnp.finfo(x.dtype).eps * jnp.abs(top)
+    x = jnp.where(x == jnp.inf, top + far, x)
     # As nu grows weights reach their bounds in the order of x - log(upper), so those at a bound are
     # the first few in that order: as few as leave all others below theirs.
     some = jnp.where(bound > 0, bound, 1.0)
@@ -222,7 +226,7 @@ def constrained_sparsemax(scores: Numbers, upper: Numbers, k: Numbers = 1.0) -> 
         y_i = clip(x_i - nu, 0, upper_i),    nu such that sum y = k
 
     Args:
-        scores: `(n,)`, finite.
+        scores: `(n,)`, finite; NaN comes of others that are not known when traced.
         upper: `(n,)` or a scalar; not negative, infinity is none; their sum is at least `k`.
         k: the sum.
 
@@ -239,6 +243,9 @@ def constrained_sparsemax(scores: Numbers, upper: Numbers, k: Numbers = 1.0) -> 
     Source: Malaviya, Ferreira, Martins (2018), section 3, with a sum of `k`.
     """
     x, bound, k, good = _check_bounded("constrained_sparsemax", scores, upper, k)
+    if known_to(x, np.isinf):
+        raise ValueError("constrained_sparsemax: `scores` must be finite.")
+    good = good & jnp.all(jnp.isfinite(x))
     fixed, fixed_bound, fixed_k = jax.lax.stop_gradient((x, bound, k))
     # As nu falls from infinity, entry i starts to grow at x_i and stops at x_i - upper_i: the sum
     # is piecewise linear in nu, with a slope that these events change by one.
@@ -286,7 +293,7 @@ def _check_choice(caller: str, scores: Array, k: Array, most: float | int) -> in
             "jax.vmap."
         )
     _check_scalar("k", k)
-    if known_to(k, lambda value: ~((value >= 0) & (value <= most))):
+    if known_to(k, lambda value: ~((value >= 0) & (value <= most) & (value < np.inf))):
         raise ValueError(f"{caller}: `k` must lie in [0, {most:g}], got {k}.")
     return scores.shape[0]
 
@@ -304,12 +311,14 @@ def _check_bounded(
     bound = jnp.broadcast_to(bound, (n,))
     if known_to(bound, lambda values: ~(values >= 0)):
         raise ValueError(f"{caller}: `upper` must not be negative or NaN.")
-    # To rounding, so that bounds whose sum is k are allowed.
+    # To rounding, so that bounds whose sum is k are allowed. What scores minus infinity gets none.
     slack = 1 + n * float(jnp.finfo(x.dtype).eps)
-    enough = jnp.sum(bound) * slack >= k
+    most = jnp.sum(jnp.where(x > -jnp.inf, bound, 0.0))
+    enough = most * slack >= k
     if known_to(enough, np.logical_not):
         raise ValueError(
-            f"{caller}: the bounds `upper` sum to {jnp.sum(bound)}, less than `k`, {k}."
+            f"{caller}: the bounds `upper` sum to {most}, less than `k`, {k}. (Scores of minus "
+            "infinity do not count.)"
         )
-    good = enough & (k >= 0) & jnp.all(bound >= 0) & ~jnp.any(jnp.isnan(x))
+    good = enough & (k >= 0) & (k < jnp.inf) & jnp.all(bound >= 0) & ~jnp.any(jnp.isnan(x))
     return x, bound, k, good

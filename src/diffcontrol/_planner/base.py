@@ -1,6 +1,8 @@
 """What a planner is, and what sampling planners share."""
 
 import abc
+import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -57,6 +59,9 @@ class Planned(eqx.Module):
 class AbstractPlanner(eqx.Module):
     """An algorithm that improves controls for a fixed number of iterations."""
 
+    positive: ClassVar[tuple[str, ...]] = ()
+    """Settings, arrays or None, that must be positive."""
+
     @property
     @abc.abstractmethod
     def draws(self) -> bool:
@@ -75,6 +80,15 @@ class AbstractPlanner(eqx.Module):
     def check(self, problem: ControlProblem) -> None:
         """Raise `ValueError` for a problem that this planner cannot start on, as far as its values
         are known."""
+
+    def sensible(self) -> Bool[Array, ""]:
+        """Whether settings that may be known only at run time lie in their range."""
+        fine = [jnp.all(getattr(self, name) > 0) for name in self._given(*self.positive)]
+        fine += [jnp.all(getattr(self, name) >= 0) for name in self._given("spread")]
+        return jnp.all(jnp.array([True, *fine]))
+
+    def _given(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name, None) is not None]
 
     @abc.abstractmethod
     def plan(
@@ -101,11 +115,13 @@ def normalised(costs: Float[Array, " N"]) -> Float[Array, " N"]:
     good = jnp.isfinite(costs)
     number = jnp.maximum(jnp.sum(good), 1)
     values = jnp.where(good, costs, 0.0)
+    # In a unit in which no square over- or underflows.
+    unit = jnp.max(jnp.abs(jax.lax.stop_gradient(values)), initial=0.0)
+    values = values / jnp.where(unit > 0, unit, 1.0)
     centred = jnp.where(good, values - jnp.sum(values) / number, 0.0)
     variance = jnp.sum(centred**2) / number
-    # Relative to rounding, not to a unit; all costs equal means that none is better.
-    size = jnp.max(jnp.abs(jax.lax.stop_gradient(values)), initial=0.0)
-    smallest = (4.0 * jnp.finfo(costs.dtype).eps * size) ** 2 + jnp.finfo(costs.dtype).tiny
+    # All costs equal, to rounding, means that none is better.
+    smallest = (4.0 * jnp.finfo(costs.dtype).eps) ** 2
     return jnp.where(good, centred / jnp.sqrt(variance + smallest), jnp.inf)
 
 
@@ -180,12 +196,37 @@ def check_positive(name: str, **values: Array | None) -> None:
             raise ValueError(f"{name}: `{setting}` must be positive, got {value}.")
 
 
+def check_numbers(name: str, **values: Array | None) -> None:
+    """Raise for what is not one positive number, as far as that is known."""
+    for setting, value in values.items():
+        if value is not None and value.ndim:
+            raise ValueError(
+                f"{name}: `{setting}` must be one number, but has shape {value.shape}."
+            )
+    check_positive(name, **values)
+
+
+def check_colour(name: str, colour: float) -> None:
+    """Raise for a colour that is not a finite Python number."""
+    if isinstance(colour, bool) or not isinstance(colour, (int, float)):
+        raise TypeError(f"{name}: `colour` must be a Python number, got {colour!r}.")
+    if not math.isfinite(colour):
+        raise ValueError(f"{name}: `colour` must be finite, got {colour}.")
+
+
 def weighted(w: Float[Array, " N"], samples: Float[Array, "N T m"], otherwise: Array) -> Array:
     """Mean of the samples by weights that need not sum to one; `otherwise` where all are zero."""
     total = jnp.sum(w)
     some = total > 0
     mean = jnp.tensordot(w / jnp.where(some, total, 1.0), samples, axes=1)
     return jnp.where(some, mean, otherwise)
+
+
+def within(problem: StageProblem, mean: Array) -> Array:
+    """A mean of samples, which leaves the bounds by rounding alone: that is no part of its
+    derivative."""
+    kept = jnp.clip(mean, problem.lower, problem.upper)
+    return mean + jax.lax.stop_gradient(kept - mean)
 
 
 class Best(eqx.Module):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .._control_problem import StageProblem
 from .._kernel.soft_top_k import limited_multi_label
 from .._plan_cost import plan_costs
 from .._types import check_counts
@@ -30,13 +31,15 @@ from .base import (
     Planned,
     PlannerStats,
     as_optional,
-    check_positive,
+    check_colour,
+    check_numbers,
     check_spread,
     draw,
     first_spread,
     normalised,
     scan,
     weighted,
+    within,
 )
 
 _HARD = (
@@ -54,7 +57,7 @@ class CEM(AbstractPlanner):
     a temperature the controls have derivatives with respect to the problem, the initial state, the
     guess, `spread` and `temperature`, in both modes, through the iterations. Without one they have
     none (a cotangent is refused, a tangent is zero), and `states` and `cost` are differentiated
-    with the controls held.
+    with the controls held. Second derivatives come by forward over reverse mode, `jax.hessian`.
 
     Args:
         samples: per iteration.
@@ -85,6 +88,7 @@ class CEM(AbstractPlanner):
     keep: int = 0
     colour: float = 0.0
 
+    positive = ("temperature",)
     draws = True
 
     def __check_init__(self):
@@ -96,7 +100,8 @@ class CEM(AbstractPlanner):
         check_counts("CEM", least=0, keep=self.keep)
         if self.keep > self.samples:
             raise ValueError(f"CEM: `keep` must be at most `samples`, got {self.keep}.")
-        check_positive("CEM", temperature=self.temperature)
+        check_numbers("CEM", temperature=self.temperature)
+        check_colour("CEM", self.colour)
 
     @property
     def refuses(self):
@@ -109,9 +114,10 @@ class CEM(AbstractPlanner):
         def iterate(state: _State, key):
             X = draw(key, state.mean, state.spread, self.samples, self.colour, problem)
             X = jnp.concatenate([X, state.kept])
-            costs = plan_costs(problem, x0, X)
+            costs = plan_costs(problem, x0, X, state.mean)
             costs = jnp.where(state.known | (jnp.arange(len(X)) < self.samples), costs, jnp.inf)
-            return self._fit(state, X, costs), jnp.sum(~jnp.isfinite(costs[: self.samples]))
+            bad = jnp.sum(~jnp.isfinite(costs[: self.samples]))
+            return self._fit(problem, state, X, costs), bad
 
         spread = first_spread("CEM", self.spread, problem)
         best = Best.none(start.controls)
@@ -127,9 +133,9 @@ class CEM(AbstractPlanner):
         )
         return Planned(state.mean, state.kept, stats)
 
-    def _fit(self, state: "_State", X: Array, costs: Array) -> "_State":
+    def _fit(self, problem: StageProblem, state: "_State", X: Array, costs: Array) -> "_State":
         w = self._choice(costs)
-        mean = weighted(w, X, state.mean)
+        mean = within(problem, weighted(w, X, state.mean))
         variance = weighted(w, (X - mean) ** 2, jnp.zeros_like(mean))
         moves = variance > 0  # the root has no derivative at zero
         spread = jnp.where(moves, jnp.sqrt(jnp.where(moves, variance, 1.0)), 0.0)

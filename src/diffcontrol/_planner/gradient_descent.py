@@ -44,6 +44,7 @@ class GradientDescent(AbstractPlanner):
     iterations: int = 50
     step_size: Array = eqx.field(default=0.1, converter=lambda value: as_floats("step_size", value))
 
+    positive = ("step_size",)
     draws = False
     refuses = None
 

@@ -26,13 +26,15 @@ from .base import (
     Planned,
     PlannerStats,
     as_optional,
-    check_positive,
+    check_colour,
+    check_numbers,
     check_spread,
     draw,
     first_spread,
     normalised,
     scan,
     weighted,
+    within,
 )
 
 
@@ -71,12 +73,14 @@ class MPPI(AbstractPlanner):
     normalise: bool = True
     colour: float = 0.0
 
+    positive = ("temperature", "shrink")
     draws = True
     refuses = None
 
     def __check_init__(self):
         check_counts("MPPI", samples=self.samples, iterations=self.iterations)
-        check_positive("MPPI", temperature=self.temperature, shrink=self.shrink)
+        check_numbers("MPPI", temperature=self.temperature, shrink=self.shrink)
+        check_colour("MPPI", self.colour)
 
     def check(self, problem):
         check_spread("MPPI", self.spread, problem.control_bounds)
@@ -84,11 +88,13 @@ class MPPI(AbstractPlanner):
     def plan(self, problem, x0, start, key, checkpoint):
         def iterate(state: _State, key):
             X = draw(key, state.mean, state.spread, self.samples, self.colour, problem)
-            costs = plan_costs(problem, x0, X)
+            costs = plan_costs(problem, x0, X, state.mean)
             good = jnp.isfinite(costs)
             scores = -(normalised(costs) if self.normalise else costs)
             scores = jnp.where(good, scores, 0.0) / self.temperature.astype(costs.dtype)
-            mean = weighted(jax.nn.softmax(scores, where=good), X, state.mean)
+            # Without one that is finite a softmax over none would be NaN.
+            w = jnp.where(good, jax.nn.softmax(scores, where=good | ~jnp.any(good)), 0.0)
+            mean = within(problem, weighted(w, X, state.mean))
             spread = state.spread * self.shrink.astype(costs.dtype)
             return _State(mean, spread, state.best.of(X, costs)), jnp.sum(~good)
 

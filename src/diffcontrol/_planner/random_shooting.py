@@ -13,6 +13,7 @@ from .base import (
     Planned,
     PlannerStats,
     as_optional,
+    check_colour,
     check_spread,
     draw,
     first_spread,
@@ -51,6 +52,7 @@ class RandomShooting(AbstractPlanner):
 
     def __check_init__(self):
         check_counts("RandomShooting", samples=self.samples)
+        check_colour("RandomShooting", self.colour)
 
     def check(self, problem):
         check_spread("RandomShooting", self.spread, problem.control_bounds)
@@ -62,7 +64,7 @@ class RandomShooting(AbstractPlanner):
             X = problem.lower + 2.0 * spread * share
         else:
             X = draw(key, start.controls, spread, self.samples, self.colour, problem)
-        costs = plan_costs(problem, x0, X)
+        costs = plan_costs(problem, x0, X, start.controls)
         best = Best.none(start.controls).of(X, costs)
         stats = PlannerStats(
             iterations=jnp.asarray(1, jnp.int32),

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._control_problem import Bounds, ControlProblem, stage_problem
 from .._plan_cost import plan_cost
+from .._types import check_counts
 
 
 class ControlDecoder(eqx.Module):
@@ -49,6 +50,9 @@ class ControlDecoder(eqx.Module):
         activation: Callable = jax.nn.elu,
         key: Array | PRNGKeyArray,
     ):
+        check_counts("ControlDecoder", least=0, depth=depth)
+        counts = dict(latent_size=latent_size, horizon=horizon, control_size=control_size)
+        check_counts("ControlDecoder", **counts, width=width)
         sizes = [latent_size, *[width] * depth, horizon * control_size]
         keys = jax.random.split(key, len(sizes) - 1)
         self.weights = [
@@ -98,7 +102,8 @@ class LatentProblem(ControlProblem):
     """A control problem seen through a decoder: one stage, whose control is a latent `z`.
 
     `solution.controls[0]` is the best latent found, `latent.decode` of it the controls, and
-    `solution.cost` their cost. All arrays of the problem and the decoder are parameters.
+    `solution.cost` their cost. An `MPC` of it returns controls, decoded. All arrays of the problem
+    and the decoder are parameters.
 
     Args:
         problem: whose controls are decoded.
@@ -122,6 +127,12 @@ class LatentProblem(ControlProblem):
             raise TypeError(
                 f"LatentProblem: `problem` must be a ControlProblem, got {type(problem).__name__}."
             )
+        if latent_bounds is not None and not isinstance(latent_bounds, Bounds):
+            raise TypeError(
+                "LatentProblem: `latent_bounds` must be a `Bounds` or None, got "
+                f"{type(latent_bounds).__name__}."
+            )
+        check_counts("LatentProblem", latent_size=latent_size)
         if not callable(decoder):
             raise TypeError(
                 "LatentProblem: `decoder` must be a callable z -> (T, m), got "

@@ -15,12 +15,12 @@ def turned(
     tangent. A direction of length zero counts as the angle zero, as it does for `atan2`, and has no
     derivative.
     """
-    square = cos**2 + sin**2
-    some = square > 0
-    length = jnp.sqrt(jnp.where(some, square, 1.0))
-    inverse = 1.0 / length
-    cos = jnp.where(some, cos * inverse, 1.0)
-    sin = jnp.where(some, sin * inverse, 0.0)
+    size = jnp.maximum(jnp.abs(cos), jnp.abs(sin))  # so that no square over- or underflows
+    some = size > 0
+    size = jnp.where(some, size, 1.0)
+    cos, sin = jnp.where(some, cos / size, 1.0), sin / size
+    length = jnp.sqrt(cos**2 + sin**2)
+    cos, sin = cos / length, sin / length
     c, s = jnp.cos(angle), jnp.sin(angle)
     return cos * c - sin * s, sin * c + cos * s
 
@@ -31,5 +31,7 @@ def _turned_jvp(primals, tangents):
     cos, sin, angle = primals
     d_cos, d_sin, d_angle = tangents
     c, s = turned(cos, sin, angle)
-    d = (cos * d_sin - sin * d_cos) / (cos**2 + sin**2) + d_angle
+    size = jnp.maximum(jnp.abs(cos), jnp.abs(sin))
+    cos, sin = cos / size, sin / size
+    d = (cos * d_sin - sin * d_cos) / (size * (cos**2 + sin**2)) + d_angle
     return (c, s), (-s * d, c * d)
