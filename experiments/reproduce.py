@@ -36,6 +36,7 @@ EXPERIMENTS = {
     "planners_swing_up": 2,
     "dcem_cartpole": 5,
     "dcem_search": 1,
+    "dcem_mujoco": 5,
 }
 
 
