@@ -4,8 +4,9 @@
 
 PyTorch has no such package that is kept, so the same algorithms are written here in its eager mode,
 operation by operation as the papers describe them: the projection by repeated subdivision of a
-bracket, as published, and DCEM with it. All run on one thread, in one process, taking turns; the
-table states medians and ratios. Starts at once run on as many threads as there are.
+bracket, as published, and DCEM with it. All run in one process, taking turns; the table states
+medians and ratios. PyTorch has one thread, JAX as many as there are cores: `taskset -c 0` leaves it
+one, too, while starts at once gain from more.
 """
 
 import argparse

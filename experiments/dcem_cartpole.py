@@ -8,7 +8,7 @@ finds, one initial state a step. With temperature 1 or 0.1 the gradient goes thr
 
 Validation is the mean cost of 100 initial states, drawn with PyTorch's seed 0 in the order
 position, speed, angle, turn; the released code's order is not known. The learning rate is halved
-when 20 validations, one each 100 steps, have brought nothing better, and training ends before its
+when 21 validations, one each 100 steps, have brought nothing better, and training ends before its
 100,000 steps where that has brought it below 1e-7: nothing moves any more. Improvement is the best
 validation cost over -9.046, the published cost of full-space CEM with 30 iterations: more is
 better. Two references say what a subspace can do: full-space CEM here, and the two principal
@@ -68,6 +68,14 @@ class Config:
     """Whose principal components are taken."""
     side: int = 200
     """Points of the grid of principal components, along each axis."""
+
+    def __post_init__(self):
+        for option, given, known in (
+            ("--latents", self.latents, PUBLISHED),
+            ("--temperatures", self.temperatures, PUBLISHED[2]),
+        ):
+            if not set(given) <= set(known):
+                raise ValueError(f"{option} has only {', '.join(map(str, known))}.")
 
 
 SIZES = {
@@ -169,7 +177,8 @@ def _compiled(size: int, temperature: float):
         keys = jax.random.split(jax.random.key(0), 100)
         costs = jax.vmap(lambda x0, key: cost(state.decoder, x0, key))(validation_states(), keys)
         judged = jnp.mean(costs)
-        # As PyTorch's scheduler counts: progress is relative to 1e-4 of the best.
+        # Progress is a ten-thousandth of the best. (PyTorch's scheduler multiplies by it, so with
+        # negative costs it takes what is a little worse for progress.)
         progress = judged < state.best_cost - 1e-4 * jnp.abs(state.best_cost)
         waited = jnp.where(progress | ~jnp.isfinite(state.best_cost), 0, state.waited + 1)
         falls = waited > 20
@@ -248,13 +257,13 @@ def principal_components(config: Config) -> float:
     @jax.jit
     def cheapest(x0):
         problem, _ = stage_problem(reward_problem(), x0)
-        return jnp.min(plan_costs(problem, x0, found[:, :, None]))
+        return jnp.min(plan_costs(problem, x0, found[:, :, None], found[0, :, None]))
 
     return float(np.mean([cheapest(x0) for x0 in validation_states()]))
 
 
 def searches(folder: Path, config: Config) -> dict:
-    """For the picture: costs over the latent of two states, and what the latents mean."""
+    """For the picture: costs over the latent of three states, and what the latents mean."""
     job = Training(2, max(config.temperatures), 0, config.steps)
     state, _ = load_checkpoint(folder / name_of(job) / "checkpoint", first_state(job))
     latent = single(dc.LatentProblem(reward_problem(), state.best, 2))
@@ -350,8 +359,12 @@ def rows(config: Config, found):
         for temperature, results in by_temperature.items():
             factors = np.array([result["best"] for result in results]) / FULL_COST
             paper = PUBLISHED[int(size)][float(temperature)]
-            bar = 1.06 if (size, temperature) == ("2", "1") else paper
             mean, half = interval(factors)
+            # Of three seeds or more the published mean may lie within what seeds make.
+            near = len(factors) > 2 and abs(mean - paper) < half
+            judged = verdict(
+                mean, paper, lower=False, clearly=1.05, otherwise="explained" if near else "short"
+            )
             what = "plain CEM" if temperature == "0" else f"DCEM, temperature {temperature}"
             made.append(
                 row(
@@ -360,7 +373,7 @@ def rows(config: Config, found):
                     paper,
                     mean,
                     len(factors),
-                    verdict(mean, bar, lower=False, clearly=1.05),
+                    judged,
                     f"By seed {', '.join(f'{value:.3f}' for value in factors)} (+- {half:.2g}); "
                     f"{config.steps} steps. Over our own full-space cost, {full:.3f}: "
                     f"{mean * FULL_COST / full:.3f}.",

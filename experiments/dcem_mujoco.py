@@ -1,9 +1,10 @@
-r"""DCEM, cheetah and walker: planning in a latent space, in a learned model of a simulated animal.
+r"""DCEM, half cheetah: planning in a latent space, in a learned model of a simulated animal.
 
-The paper's code for these was not released, and its systems are seen as pixels. In their place
-stands Gymnasium's HalfCheetah-v5: 17 numbers, six torques in [-1, 1] each 0.05 s, and as the reward
-of a step its mean forward speed [m/s] less 0.1 |u|^2. The claim is the same: planning in a learned
-latent space with 100 samples earns nearly what planning in the controls does with 1000.
+The paper's code for cheetah and walker was not released, and they are seen as pixels there. In
+their place stands Gymnasium's HalfCheetah-v5: 17 numbers, six torques in [-1, 1] each 0.05 s, and
+as the reward of a step its mean forward speed [m/s] less 0.1 |u|^2. The claim is the same: planning
+in a learned latent space with 100 samples earns nearly what planning in the controls does with
+1000.
 
 The model is a network, `dc.NeuralDynamics`, whose state has the distance too, so that the reward of
 a plan is exactly that of the task: distance gained over 0.05 s, less the effort. After a few

@@ -7,8 +7,8 @@ are the mean cost of the returned plan over the 100 validation states. The publi
 those of the released notebook for one state: -5.554 in the latent, -3.368 over all controls with
 1000 samples and 5 iterations; its state is not known, so the ratio of the means is compared.
 
-The picture comes with an animation, `dcem_search.gif`: for one state the two Gaussians, the plans
-that they stand for, and what these do to the pole.
+The picture comes with an animation, `dcem_search.gif`: for one state the plans that each
+Gaussian stands for, what its mean does to the pole, the Gaussian of the latent and both costs.
 """
 
 import dataclasses
@@ -68,6 +68,8 @@ def decoder(config: Config, folder: Path):
     """Trained by `dcem_cartpole`, or now."""
     job = Training(2, 1.0, 0, config.steps)
     scratch = folder.parent / "dcem_cartpole" / dcem_cartpole.name_of(job)
+    if not scratch.exists():
+        scratch = folder / "decoder"
     dcem_cartpole.train(job, scratch)
     return load_checkpoint(scratch / "checkpoint", dcem_cartpole.first_state(job))[0].best
 
@@ -243,7 +245,7 @@ def _animate(found, path):
 
 
 def _draw_gaussian(ax, found, name, shown, at):
-    """Over the latent where there is one, else over the first two controls."""
+    """Over the latent where there is one; else both costs so far."""
     mean, spread = np.asarray(shown["means"][at]), np.asarray(shown["spreads"][at])
     if mean.size == 2 and name.startswith("latent"):
         ends = (-1.0, 1.0, -1.0, 1.0)

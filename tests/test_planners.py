@@ -149,7 +149,9 @@ def test_hard_choices_refuse_a_derivative_and_hold_the_controls(name):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", SMOOTH[::2])
+@pytest.mark.parametrize(
+    "name", ("MPPI", *(pytest.param(name, marks=pytest.mark.slow) for name in ("DCEM", SMOOTH[3])))
+)
 def test_values_that_are_closed_over_have_derivatives(name):
     def cost(gain):
         problem = dc.ControlProblem(
@@ -363,8 +365,7 @@ def test_edges(planner):
         np.testing.assert_allclose(solution.controls, 1.5 * np.ones((6, 1)), rtol=1e-14)
 
 
-def test_one_sample_is_followed():
-    """All samples are elites: the mean is theirs."""
+def test_where_all_samples_are_elites_the_mean_is_theirs():
     everyone = dc.CEM(samples=50, elites=50, iterations=1, temperature=1.0)
     warm = dc.MPPI(samples=50, iterations=1, temperature=1e12)
     a = dc.solve(PROBLEM, X0, everyone, key=KEY).controls
@@ -641,6 +642,7 @@ def test_a_latent_problem_keeps_what_belongs_to_stages_and_to_times():
     np.testing.assert_allclose(moved, total + 2.0 * x**2, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_latents_that_lead_to_infinity_count_for_nothing():
     latent = dc.LatentProblem(cliff(1.0), lambda z: 2.0 * z[:, None], 6)
     planner = PLANNERS["DCEM"]
@@ -686,8 +688,6 @@ def test_a_receding_horizon_decodes_what_it_applies():
     u, _ = policy(X0, memory)
     planned = latent.decode(policy.plan(X0, memory).controls[0])[0]
     np.testing.assert_allclose(u, planned, rtol=1e-12)
-    run = dc.simulate(policy, PROBLEM.dynamics, X0, 2)
-    np.testing.assert_allclose(run.controls[0], u, rtol=1e-12)
 
 
 def test_decoded_controls_keep_one_sided_bounds():

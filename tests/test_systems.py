@@ -133,6 +133,7 @@ def test_turning_is_the_arc_tangent_and_its_derivatives(length, angle):
                     order(ours)(start), order(plain)(start), atol=1e-12 * scale
                 )
     np.testing.assert_array_equal(turned(*jnp.zeros(3)), (1.0, 0.0))
+    assert np.all(np.isnan(turned(jnp.array(jnp.nan), jnp.array(0.5), jnp.array(angle))))
 
 
 def roll(dynamics, x, u, steps):

@@ -11,7 +11,7 @@ from ._captured import remembered_jit
 from ._control_problem import ControlProblem, StageProblem, stage_problem
 from ._iterate import AbstractSolver
 from ._optimality import stage_costs
-from ._planner.base import AbstractPlanner, Start
+from ._planner.base import AbstractPlanner, Planned, Start
 from ._result import RESULTS, as_array
 from ._solution import Solution
 from ._solve import (
@@ -154,7 +154,8 @@ class MPC(eqx.Module):
     def plan(
         self, x: Numbers, memory: MPCMemory, problem: ControlProblem | None = None
     ) -> Solution:
-        """The whole solution of this step, whose first control `__call__` returns.
+        """The whole solution of this step, whose first control `__call__` returns (decoded, where
+        the problem is a `LatentProblem`).
 
         Arguments and errors are those of a call.
         """
@@ -212,24 +213,23 @@ class MPC(eqx.Module):
 
 @remembered_jit
 def _plan(controller: MPC, x: Array, memory: MPCMemory, problem: ControlProblem | None) -> Solution:
-    return _solved(controller, x, memory, problem)[0]
+    return _solved(controller, x, memory, controller.problem if problem is None else problem)[0]
 
 
 @remembered_jit
 def _act(
     controller: MPC, x: Array, memory: MPCMemory, problem: ControlProblem | None
 ) -> tuple[Array, MPCMemory]:
-    solution, kept = _solved(controller, x, memory, problem)
-    control = solution.controls[0]
-    if isinstance(controller.problem, LatentProblem):
-        # A plant knows controls, not latents.
-        control = (controller.problem if problem is None else problem).decode(control)[0]
-    return control, stop_gradient(_shift(solution, kept, memory))
-
-
-def _solved(controller, x, memory, problem) -> tuple[Solution, Array | None]:
-    """The plan of this step, and of a planner the samples that it keeps."""
     problem = controller.problem if problem is None else problem
+    solution, planned = _solved(controller, x, memory, problem)
+    control = solution.controls[0]
+    if isinstance(problem, LatentProblem):
+        control = problem.decode(control)[0]  # a plant knows controls, not latents
+    return control, stop_gradient(_shift(solution, planned, memory))
+
+
+def _solved(controller, x, memory, problem) -> tuple[Solution, Planned | None]:
+    """The plan of this step, and of a planner what its next goes on from."""
     guess = controller._guess(*stop_gradient((problem, x, memory)))
     if not isinstance(controller.solver, AbstractPlanner):
         return solve_from(problem, x, memory.time, controller.solver, guess), None
@@ -269,7 +269,7 @@ def _warm_start(problem: StageProblem, x: Array, memory: MPCMemory) -> Array:
     return jnp.where(cost(corrected) < cost(kept), corrected, kept)
 
 
-def _shift(solution: Solution, kept: Array | None, memory: MPCMemory) -> MPCMemory:
+def _shift(solution: Solution, planned: Planned | None, memory: MPCMemory) -> MPCMemory:
     """Move everything one stage on; the last stage is kept twice."""
     shift = lambda rows: jnp.concatenate([rows[1:], rows[-1:]])
     if_any = lambda rows: None if rows is None else shift(rows)
@@ -281,6 +281,6 @@ def _shift(solution: Solution, kept: Array | None, memory: MPCMemory) -> MPCMemo
         time=memory.time + 1,
         result=solution.result,
         iterations=solution.stats.iterations,
-        kept=None if kept is None else jax.vmap(shift)(kept),
-        known=None if kept is None else jnp.asarray(True),
+        kept=None if planned is None else jax.vmap(shift)(planned.kept),
+        known=None if planned is None else planned.known,
     )

@@ -20,7 +20,7 @@ from ._control_problem import (
 from ._iterate import AbstractSolver, run_fixed, run_until_done
 from ._kernel import riccati
 from ._optimality import control_gradient, linearise, stage_costs
-from ._planner.base import AbstractPlanner, Start
+from ._planner.base import AbstractPlanner, Planned, Start
 from ._result import RESULTS, choose, succeeded
 from ._solution import Solution
 from ._solver.ddp import DDP
@@ -48,7 +48,8 @@ def solve(
         solver: by which algorithm: a solver such as `DDP()`, which looks for an optimum, or a
             planner such as `CEM()`, which runs its iterations.
         guess: controls to start from, shape `(T, m)`, or an earlier `Solution`; None is zero.
-            Its derivative is zero under an implicit adjoint.
+            Its derivative is zero under an implicit adjoint, and refused by planners whose choice
+            is hard.
         adjoint: how derivatives come out; None is the solver's own: `ImplicitAdjoint` where it
             promises stationarity, else `UnrolledAdjoint`.
         key: random key, for planners that sample; refused by others.
@@ -161,8 +162,8 @@ def planned_by(
     start: Start,
     key: Array | None,
     checkpoint: bool = False,
-) -> tuple[Solution, Array]:
-    """A planner's answer as a solution, and the samples that its next plan may go on from."""
+) -> tuple[Solution, Planned]:
+    """A planner's answer as a solution, and as its next plan may go on from it."""
     found = planner.plan(problem, x0, start, key, checkpoint)
     controls = found.controls
     # Whatever one differentiates by, a cotangent of what is guarded must meet the refusal.
@@ -190,7 +191,7 @@ def planned_by(
     nonsense = invalid(problem, x0) | ~planner.sensible()
     result = choose(nonsense, RESULTS.invalid_input, result)
     stats = without_cotangent(stop_gradient(stats), anchor, STATS_REFUSE)
-    return Solution(states, controls, None, None, cost, None, result, stats), found.kept
+    return Solution(states, controls, None, None, cost, None, result, stats), found
 
 
 def check_planner(planner, adjoint, key) -> tuple[AbstractPlanner, UnrolledAdjoint]:

@@ -22,9 +22,10 @@ class PlannerStats(eqx.Module):
         iterations: iterations run.
         best_controls: `(T, m)`, the cheapest sample of all, or the answer where that is cheaper.
         best_cost: its cost.
-        spread: `(T, m)`, the standard deviation of the last samples [unit of the control].
-        left_out: share of the samples whose cost was not finite, and which therefore counted for
-            nothing.
+        spread: `(T, m)`, the standard deviation that a further iteration would draw with [unit of
+            the control]; half the range of uniform samples; zero without samples.
+        left_out: share of the samples, or of the steps of `GradientDescent`, whose cost was not
+            finite. Such samples count for nothing.
     """
 
     iterations: Int[Array, ""]
@@ -49,10 +50,11 @@ class Start(eqx.Module):
 
 
 class Planned(eqx.Module):
-    """What a planner found: controls with their derivative, and samples to go on from."""
+    """What a planner found: controls with their derivative, and what to go on from (`Start`)."""
 
     controls: Float[Array, "T m"]
     kept: Float[Array, "K T m"]
+    known: Bool[Array, ""]
     stats: PlannerStats
 
 

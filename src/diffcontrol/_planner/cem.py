@@ -131,7 +131,7 @@ class CEM(AbstractPlanner):
             spread=state.spread,
             left_out=jnp.sum(bad) / (self.iterations * self.samples),
         )
-        return Planned(state.mean, state.kept, stats)
+        return Planned(state.mean, state.kept, state.known, stats)
 
     def _fit(self, problem: StageProblem, state: "_State", X: Array, costs: Array) -> "_State":
         w = self._choice(costs)

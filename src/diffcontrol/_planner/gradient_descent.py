@@ -75,4 +75,4 @@ class GradientDescent(AbstractPlanner):
             spread=jnp.zeros_like(controls),
             left_out=jnp.mean(~finite),
         )
-        return Planned(controls, start.kept, stats)
+        return Planned(controls, start.kept, start.known, stats)

@@ -109,7 +109,7 @@ class MPPI(AbstractPlanner):
             spread=state.spread,
             left_out=jnp.sum(bad) / (self.iterations * self.samples),
         )
-        return Planned(state.mean, start.kept, stats)
+        return Planned(state.mean, start.kept, start.known, stats)
 
 
 class _State(eqx.Module):

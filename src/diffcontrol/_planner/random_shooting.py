@@ -73,4 +73,4 @@ class RandomShooting(AbstractPlanner):
             spread=spread,
             left_out=jnp.mean(~jnp.isfinite(costs)),
         )
-        return Planned(best.controls, start.kept, stats)
+        return Planned(best.controls, start.kept, start.known, stats)

@@ -109,7 +109,8 @@ class LatentProblem(ControlProblem):
         problem: whose controls are decoded.
         decoder: `z -> (T, m)`; any callable, such as a `ControlDecoder`.
         latent_size: number of latents.
-        latent_bounds: of each; the spread of a planner's first samples is half their range.
+        latent_bounds: of each, -1 and 1 where not given; the spread of a planner's first samples is
+            half their range.
 
     Raises:
         TypeError: for something that is not a problem or not callable.

@@ -16,7 +16,7 @@ def turned(
     derivative.
     """
     size = jnp.maximum(jnp.abs(cos), jnp.abs(sin))  # so that no square over- or underflows
-    some = size > 0
+    some = size != 0  # and NaN stays
     size = jnp.where(some, size, 1.0)
     cos, sin = jnp.where(some, cos / size, 1.0), sin / size
     length = jnp.sqrt(cos**2 + sin**2)
