@@ -374,8 +374,9 @@ def rows(config: Config, found):
                     mean,
                     len(factors),
                     judged,
-                    f"By seed {', '.join(f'{value:.3f}' for value in factors)} (+- {half:.2g}); "
-                    f"{config.steps} steps. Over our own full-space cost, {full:.3f}: "
+                    f"By seed {', '.join(f'{value:.3f}' for value in factors)}"
+                    + (f" (+- {half:.2g})" if len(factors) > 1 else "")
+                    + f"; at most {config.steps} steps. Over our own full-space cost, {full:.3f}: "
                     f"{mean * FULL_COST / full:.3f}.",
                 )
             )
