@@ -147,10 +147,32 @@ def test_hard_choices_refuse_a_derivative_and_hold_the_controls(name):
     )(PROBLEM)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(same), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    by_start = jax.grad(lambda x0: dc.solve(PROBLEM, x0, planner, key=KEY).cost)(X0)
+    same = jax.grad(lambda x0: dc.solve(PROBLEM, x0, held, guess=controls, key=KEY).cost)(X0)
+    np.testing.assert_allclose(by_start, same, rtol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("DCEM", "MPPI"))
+def test_second_derivatives_are_symmetric_and_those_of_the_gradient(name):
+    of = jax.jit(lambda x0: dc.solve(PROBLEM, x0, PLANNERS[name], key=KEY).cost)
+    hessian, gradient = jax.hessian(of)(X0), jax.jit(jax.grad(of))
+    central = lambda e, h: (gradient(X0 + h * e) - gradient(X0 - h * e)) / (2 * h)
+    differences = jnp.stack([(4 * central(e, 1e-5) - central(e, 2e-5)) / 3 for e in jnp.eye(3)])
+    size = float(jnp.max(jnp.abs(hessian)))
+    np.testing.assert_allclose(hessian, hessian.T, atol=1e-9 * size)
+    np.testing.assert_allclose(hessian, differences, atol=1e-5 * size)
 
 
 @pytest.mark.parametrize(
-    "name", ("MPPI", *(pytest.param(name, marks=pytest.mark.slow) for name in ("DCEM", SMOOTH[3])))
+    "name",
+    (
+        "MPPI",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("DCEM", "gradient descent", "CEM", "random shooting")
+        ),
+    ),
 )
 def test_values_that_are_closed_over_have_derivatives(name):
     def cost(gain):

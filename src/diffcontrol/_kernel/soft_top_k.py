@@ -118,7 +118,13 @@ def _slopes(a: Array, finite: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _threshold(z: Array, k: Array, finite: Array, start: Array) -> Array:
-    return _root(z, k, finite, start)
+    # Inside a scan JAX drops the rule below for what it holds constant in the backward pass, and
+    # then differentiates this code a second time. So it has the right first derivative, too: that
+    # of one step of Newton's method, whose value is zero.
+    nu = jax.lax.stop_gradient(_root(*jax.lax.stop_gradient((z, k)), finite, start))
+    y = jnp.where(finite, jax.nn.sigmoid(z + nu), 0.0)
+    slope, miss = jax.lax.stop_gradient(jnp.sum(y * (1.0 - y))), jnp.sum(y) - k
+    return nu - (miss - jax.lax.stop_gradient(miss)) / jnp.where(slope > 0, slope, 1.0)
 
 
 @_threshold.defjvp
