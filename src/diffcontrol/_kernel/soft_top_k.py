@@ -46,8 +46,7 @@ def limited_multi_label(
         temperature: positive [unit of the scores].
 
     Returns:
-        `(n,)`; derivatives of every order by scores, `k` and temperature (inside `jax.lax.scan`
-        not by reverse over reverse mode: use `jax.hessian`). NaN for NaN scores,
+        `(n,)`; derivatives of every order by scores, `k` and temperature. NaN for NaN scores,
         for more than `n - k` scores of minus infinity, and for a `k` or temperature outside its
         range that is not known when traced.
 
