@@ -159,10 +159,10 @@ def plans(bits: int) -> tuple[dict[str, Callable[[], object]], str]:
         with_it = eqx.tree_at(lambda problem: problem.dynamics, problem, dynamics)
         return dc.solve(with_it, x0, planner, key=key, throw=False).cost
 
-    one = eqx.filter_jit(eqx.filter_value_and_grad(cost))
+    one = jax.jit(jax.value_and_grad(cost))
     starts = cast(jax.vmap(cartpole.start)(jax.random.split(jax.random.key(2), 32)))
     keys = jax.random.split(key, 32)
-    many = eqx.filter_jit(eqx.filter_vmap(eqx.filter_value_and_grad(cost), in_axes=(None, 0, 0)))
+    many = jax.jit(jax.vmap(jax.value_and_grad(cost), in_axes=(None, 0, 0)))
 
     dynamics = problem.dynamics
     parameters = [

@@ -130,6 +130,27 @@ def test_checkpointing_changes_nothing_but_memory(planner):
     np.testing.assert_allclose(usual, again, rtol=1e-12)
 
 
+@pytest.mark.parametrize("n", (1, 20))
+def test_any_number_of_states_some_of_which_stand_still(n):
+    """Few entries are kept apart inside; one that does not move has no tangent."""
+
+    @jax.jit
+    def of(a):
+        problem = dc.ControlProblem(
+            dynamics=lambda x, u, t: jnp.tanh(a * x + u).at[n // 2].set(1.0),
+            stage_cost=lambda x, u, t: jnp.sum(x**2) + jnp.sum(u**2),
+            horizon=3,
+            control_size=1,
+            control_bounds=dc.Bounds(-1.0, 1.0),
+        )
+        planner = dc.CEM(samples=10, elites=4, iterations=2, temperature=1.0)
+        return dc.solve(problem, jnp.ones(n), planner, key=KEY).cost
+
+    central = lambda h: (of(1.0 + h) - of(1.0 - h)) / (2 * h)
+    difference = (4 * central(1e-5) - central(2e-5)) / 3
+    np.testing.assert_allclose(jax.grad(of)(1.0), difference, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ("CEM", "random shooting"))
 def test_hard_choices_refuse_a_derivative_and_hold_the_controls(name):
     planner = PLANNERS[name]

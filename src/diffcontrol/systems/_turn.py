@@ -15,14 +15,15 @@ def turned(
     tangent. A direction of length zero counts as the angle zero, as it does for `atan2`, and has no
     derivative.
     """
-    size = jnp.maximum(jnp.abs(cos), jnp.abs(sin))  # so that no square over- or underflows
-    some = size != 0  # and NaN stays
-    size = jnp.where(some, size, 1.0)
-    cos, sin = jnp.where(some, cos / size, 1.0), sin / size
-    length = jnp.sqrt(cos**2 + sin**2)
-    cos, sin = cos / length, sin / length
+    size = jnp.maximum(jnp.abs(cos), jnp.abs(sin))
+    # In a unit in which no square over- or underflows: powers of two, which cost no division.
+    power = 2.0 ** (jnp.finfo(size.dtype).maxexp // 2 - 4)
+    small, one, large = (jnp.asarray(unit, size.dtype) for unit in (1.0 / power, 1.0, power))
+    unit = jnp.where(size < small, large, jnp.where(size > large, small, one))
+    cos, sin = jnp.where(size == 0, one, cos * unit), sin * unit
+    over = jax.lax.rsqrt(cos**2 + sin**2)
     c, s = jnp.cos(angle), jnp.sin(angle)
-    return cos * c - sin * s, sin * c + cos * s
+    return (cos * c - sin * s) * over, (sin * c + cos * s) * over
 
 
 @turned.defjvp

@@ -64,7 +64,9 @@ class Cartpole(eqx.Module):
         self.time_step = fixed_step(time_step)
 
     def __call__(self, x: Float[Array, "5"], u: Float[Array, "1"], t) -> Float[Array, "5"]:
-        return _advance(x, *_accelerations(self, x, u[0], self.gravity * x[3]), self.time_step)
+        entries = jnp.unstack(x)
+        accelerations = _accelerations(self, entries, u[0], self.gravity * entries[3])
+        return _advance(entries, *accelerations, self.time_step)
 
 
 class CartpoleWithFriction(eqx.Module):
@@ -136,12 +138,13 @@ class CartpoleWithFriction(eqx.Module):
 
     def __call__(self, x: Float[Array, "5"], u: Float[Array, "1"], t) -> Float[Array, "5"]:
         for _ in range(self.substeps):
-            _, velocity, _, sin, speed = x
+            entries = jnp.unstack(x)
+            _, velocity, _, sin, speed = entries
             force = u[0] - self.cart_damping * velocity - self.cart_friction * _sign(velocity)
             torque = -self.pole_damping * speed - self.pole_friction * _sign(speed)
             pull = self.gravity * sin + torque / (self.pole_mass * self.half_length)
-            accelerations = _accelerations(self, x, force, pull)
-            x = _advance(x, *accelerations, self.time_step / self.substeps)
+            accelerations = _accelerations(self, entries, force, pull)
+            x = _advance(entries, *accelerations, self.time_step / self.substeps)
         return x
 
 
@@ -190,7 +193,7 @@ def problem(horizon: int = 20, dynamics: Callable | None = None) -> ControlProbl
 
 
 def _accelerations(
-    pole: Cartpole | CartpoleWithFriction, x: Array, force: Array, pull: Array
+    pole: Cartpole | CartpoleWithFriction, x: tuple[Array, ...], force: Array, pull: Array
 ) -> tuple[Array, Array]:
     """Of cart [m/s^2] and pole [rad/s^2]; `pull` is g sin th, and what torques add to it."""
     _, _, cos, sin, speed = x
@@ -200,7 +203,9 @@ def _accelerations(
     return a - share * l * angular * cos, angular
 
 
-def _advance(x: Array, acceleration: Array, angular: Array, dt: float) -> Array:
+def _advance(
+    x: tuple[Array, ...], acceleration: Array, angular: Array, dt: float
+) -> Float[Array, "5"]:
     position, velocity, cos, sin, speed = x
     cos, sin = turned(cos, sin, dt * speed)
     return jnp.stack(

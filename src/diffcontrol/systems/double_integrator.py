@@ -42,7 +42,7 @@ class DoubleIntegrator(eqx.Module):
         self.time_step = fixed_step(time_step)
 
     def __call__(self, x: Float[Array, "2"], u: Float[Array, "1"], t) -> Float[Array, "2"]:
-        position, velocity = x
+        position, velocity = jnp.unstack(x)
         dt, acceleration = self.time_step, u[0] / self.mass
         return jnp.stack(
             [position + dt * velocity + 0.5 * dt**2 * acceleration, velocity + dt * acceleration]

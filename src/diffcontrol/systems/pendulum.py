@@ -58,7 +58,7 @@ class Pendulum(eqx.Module):
         self.time_step = fixed_step(time_step)
 
     def __call__(self, x: Float[Array, "3"], u: Float[Array, "1"], t) -> Float[Array, "3"]:
-        cos, sin, speed = x
+        cos, sin, speed = jnp.unstack(x)
         speed = speed + self.time_step * _gravity_and_torque(self, sin, u[0])
         return jnp.stack([*turned(cos, sin, self.time_step * speed), speed])
 
@@ -110,7 +110,7 @@ class ComplexPendulum(eqx.Module):
         self.time_step = fixed_step(time_step)
 
     def __call__(self, x: Float[Array, "3"], u: Float[Array, "1"], t) -> Float[Array, "3"]:
-        cos, sin, speed = x
+        cos, sin, speed = jnp.unstack(x)
         angle = jnp.arctan2(sin, cos)
         acceleration = _gravity_and_torque(self, jnp.sin(angle + self.wind), u[0])
         speed = speed + self.time_step * (acceleration - self.damping * angle)
