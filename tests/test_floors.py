@@ -43,7 +43,7 @@ ORDER = [room for floor in FLOORS for room in floor]
 SHARED = {
     "_kernel": {"cholesky", "riccati", "box_qp", "native", "products"},
     "_adjoint": {"base"},
-    "_planner": {"base"},
+    "_planner": {"base", "sampling"},
     "_solver": {"box_ddp", "line_search", "regularisation", "settings"},
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import diffcontrol as dc
-from diffcontrol._planner.base import coloured, normalised
+from diffcontrol._planner.sampling import coloured, normalised
 from diffcontrol.systems import cartpole, pendulum
 
 KEY = jax.random.key(0)

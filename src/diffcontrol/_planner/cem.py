@@ -25,24 +25,20 @@ from .._control_problem import StageProblem
 from .._kernel.soft_top_k import limited_multi_label
 from .._plan_cost import plan_costs
 from .._types import check_counts
-from .base import (
-    AbstractPlanner,
-    Best,
-    Planned,
-    PlannerStats,
+from .base import AbstractPlanner, Best, Planned, PlannerStats, check_numbers, positive, scan
+from .sampling import (
     as_optional,
     check_colour,
-    check_numbers,
     check_spread,
     draw,
     first_spread,
     normalised,
-    scan,
+    sensible_spread,
     weighted,
     within,
 )
 
-_HARD = (
+_REFUSES = (
     "The controls of a `CEM` without a temperature have no derivative by the problem but zero, "
     "since its elites change in jumps. Give CEM(temperature=1.0), or take what you need of the "
     "controls through jax.lax.stop_gradient. (`states` and `cost` do have a derivative, with the "
@@ -88,7 +84,6 @@ class CEM(AbstractPlanner):
     keep: int = 0
     colour: float = 0.0
 
-    positive = ("temperature",)
     draws = True
 
     def __check_init__(self):
@@ -105,10 +100,13 @@ class CEM(AbstractPlanner):
 
     @property
     def refuses(self):
-        return _HARD if self.temperature is None else None
+        return _REFUSES if self.temperature is None else None
 
     def check(self, problem):
         check_spread("CEM", self.spread, problem.control_bounds)
+
+    def sensible(self):
+        return positive(self.temperature) & sensible_spread(self.spread)
 
     def plan(self, problem, x0, start, key, checkpoint):
         def iterate(state: _State, key):

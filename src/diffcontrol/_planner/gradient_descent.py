@@ -16,14 +16,7 @@ from jaxtyping import Array
 
 from .._plan_cost import plan_cost
 from .._types import as_floats, check_counts
-from .base import (
-    AbstractPlanner,
-    Best,
-    Planned,
-    PlannerStats,
-    check_positive,
-    scan,
-)
+from .base import AbstractPlanner, Best, Planned, PlannerStats, check_positive, positive, scan
 
 
 class GradientDescent(AbstractPlanner):
@@ -44,7 +37,6 @@ class GradientDescent(AbstractPlanner):
     iterations: int = 50
     step_size: Array = eqx.field(default=0.1, converter=lambda value: as_floats("step_size", value))
 
-    positive = ("step_size",)
     draws = False
     refuses = None
 
@@ -56,6 +48,9 @@ class GradientDescent(AbstractPlanner):
                 f"GradientDescent: `step_size` must have shape () or ({self.iterations},), but has "
                 f"shape {self.step_size.shape}."
             )
+
+    def sensible(self):
+        return positive(self.step_size)
 
     def plan(self, problem, x0, start, key, checkpoint):
         def step(state, size):

@@ -20,19 +20,15 @@ from jaxtyping import Array, Float
 
 from .._plan_cost import plan_costs
 from .._types import as_floats, check_counts
-from .base import (
-    AbstractPlanner,
-    Best,
-    Planned,
-    PlannerStats,
+from .base import AbstractPlanner, Best, Planned, PlannerStats, check_numbers, positive, scan
+from .sampling import (
     as_optional,
     check_colour,
-    check_numbers,
     check_spread,
     draw,
     first_spread,
     normalised,
-    scan,
+    sensible_spread,
     weighted,
     within,
 )
@@ -73,7 +69,6 @@ class MPPI(AbstractPlanner):
     normalise: bool = True
     colour: float = 0.0
 
-    positive = ("temperature", "shrink")
     draws = True
     refuses = None
 
@@ -84,6 +79,9 @@ class MPPI(AbstractPlanner):
 
     def check(self, problem):
         check_spread("MPPI", self.spread, problem.control_bounds)
+
+    def sensible(self):
+        return positive(self.temperature, self.shrink) & sensible_spread(self.spread)
 
     def plan(self, problem, x0, start, key, checkpoint):
         def iterate(state: _State, key):

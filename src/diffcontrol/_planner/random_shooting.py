@@ -7,19 +7,17 @@ from jaxtyping import Array
 
 from .._plan_cost import plan_costs
 from .._types import check_counts
-from .base import (
-    AbstractPlanner,
-    Best,
-    Planned,
-    PlannerStats,
+from .base import AbstractPlanner, Best, Planned, PlannerStats
+from .sampling import (
     as_optional,
     check_colour,
     check_spread,
     draw,
     first_spread,
+    sensible_spread,
 )
 
-_BEST = (
+_REFUSES = (
     "The controls of `RandomShooting` are one of its samples and do not move with the problem, so "
     "they have no derivative. Use CEM(temperature=1.0) or MPPI(), or take what you need of the "
     "controls through jax.lax.stop_gradient. (`states` and `cost` do have a derivative, with the "
@@ -48,7 +46,7 @@ class RandomShooting(AbstractPlanner):
     colour: float = 0.0
 
     draws = True
-    refuses = _BEST
+    refuses = _REFUSES
 
     def __check_init__(self):
         check_counts("RandomShooting", samples=self.samples)
@@ -56,6 +54,9 @@ class RandomShooting(AbstractPlanner):
 
     def check(self, problem):
         check_spread("RandomShooting", self.spread, problem.control_bounds)
+
+    def sensible(self):
+        return sensible_spread(self.spread)
 
     def plan(self, problem, x0, start, key, checkpoint):
         spread = first_spread("RandomShooting", self.spread, problem)
