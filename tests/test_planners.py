@@ -536,6 +536,30 @@ def test_closed_loop_keeps_and_draws_anew():
     assert policy.plan(X0, known).stats.best_cost <= best.cost * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(
+    "planner",
+    (dc.CEM(**SMALL, elites=5, temperature=1.0, keep=3), PLANNERS["gradient descent"]),
+    ids=("DCEM", "gradient descent"),
+)
+def test_the_derivative_of_a_closed_loop_reaches_back_through_its_plans(planner):
+    """A plan depends on the last one, so what is remembered has a derivative."""
+
+    @jax.jit
+    def of(weight):
+        problem = eqx.tree_at(lambda p: p.stage_cost.weights, PROBLEM, replace_fn=weight.__mul__)
+        problem = eqx.tree_at(lambda p: p.dynamics.gravity, problem, 10.0 * weight)
+        policy = dc.MPC(problem, planner, key=key_of(planner), guess=weight * jnp.ones((6, 1)))
+        ran = dc.simulate(policy, PROBLEM.dynamics, X0, 4)
+        return jnp.sum(ran.controls * jnp.arange(4.0)[:, None])
+
+    at = jnp.asarray(1.0)
+    central = lambda h: (of(at + h) - of(at - h)) / (2 * h)
+    difference = (4 * central(1e-6) - central(2e-6)) / 3
+    assert abs(difference) > 1e-2
+    np.testing.assert_allclose(jax.jacfwd(of)(at), difference, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(of)(at), difference, rtol=1e-6)
+
+
 def test_swings_up_in_closed_loop():
     problem = pendulum.problem(30)
     policy = dc.MPC(problem, dc.CEM(samples=100, elites=10, iterations=4, keep=5), key=KEY)

@@ -64,8 +64,9 @@ class MPC(eqx.Module):
     """Model predictive control as a policy.
 
     `memory = mpc.init(x0)`, then `control, memory = mpc(x, memory)` at every step. The control is
-    differentiable with respect to `x` and every array of the problem; the memory is not (it is
-    only a guess, on which a converged solution does not depend).
+    differentiable with respect to `x` and every array of the problem; the memory of a solver is not
+    (it is only a guess, on which a converged solution does not depend). A planner's plan does
+    depend on the last one, so where plans have a derivative their memory has it, too.
 
     Each solve starts from the last solution moved on by one stage, as it is or with its feedback
     gains applied to the deviation of the state, whichever is cheaper. So a solver of one or two
@@ -78,7 +79,8 @@ class MPC(eqx.Module):
             and are given anew through `problem=`.
         solver: the solver; solves never raise, `memory.result` says how the last one went. Or a
             planner such as `CEM(keep=5)`: each call then starts from the last plan and the samples
-            kept of it, shifted. For a `LatentProblem` a call returns the first decoded control.
+            kept of it, shifted. For a `LatentProblem` a call returns the first decoded control,
+            and the next starts from the same latent: it has one stage, so nothing is shifted.
         starts: further guesses, `(S, T, m)`, for problems with several minima. At every step they
             race against the warm start for a few iterations, and the cheapest is solved to the
             end. None for none.
@@ -118,21 +120,20 @@ class MPC(eqx.Module):
             check_algorithms(self.solver, None, self.key)
         T, n, m = stage.horizon, stage.state_size, stage.control_size
         guess = initial_controls(stage, self.guess, x0.dtype)
-        controls = jnp.clip(guess, stage.lower, stage.upper)
+        controls = _within(stage, guess)
         begin = None if planner is None else planner.start(stage, controls)
-        return stop_gradient(
-            MPCMemory(
-                states=jnp.broadcast_to(x0, (T + 1, n)),
-                controls=controls,
-                gains=None if planner is not None else jnp.zeros((T, m, n), x0.dtype),
-                costates=None if planner is not None else jnp.zeros((T + 1, n), x0.dtype),
-                time=jnp.zeros((), jnp.int32),
-                result=as_array(RESULTS.successful),
-                iterations=jnp.zeros((), jnp.int32),
-                kept=None if begin is None else begin.kept,
-                known=None if begin is None else begin.known,
-            )
+        memory = MPCMemory(
+            states=jnp.broadcast_to(x0, (T + 1, n)),
+            controls=controls,
+            gains=None if planner is not None else jnp.zeros((T, m, n), x0.dtype),
+            costates=None if planner is not None else jnp.zeros((T + 1, n), x0.dtype),
+            time=jnp.zeros((), jnp.int32),
+            result=as_array(RESULTS.successful),
+            iterations=jnp.zeros((), jnp.int32),
+            kept=None if begin is None else begin.kept,
+            known=None if begin is None else begin.known,
         )
+        return memory if _remembers(self.solver) else stop_gradient(memory)
 
     def __call__(
         self, x: Numbers, memory: MPCMemory, problem: ControlProblem | None = None
@@ -162,7 +163,7 @@ class MPC(eqx.Module):
         return _plan(self, as_floats("x", x), memory, problem)
 
     def _guess(self, problem: ControlProblem, x: Array, memory: MPCMemory) -> Array:
-        """Controls to start from; which are chosen has no derivative."""
+        """Controls to start from."""
         stage, x = stage_problem(problem, x, memory.time)
         shape = (stage.horizon, stage.control_size)
         if memory.controls.shape != shape or memory.states.shape[1:] != x.shape:
@@ -186,7 +187,7 @@ class MPC(eqx.Module):
                 )
             # A plan that failed is no place to start from.
             last = jnp.where(jnp.isfinite(memory.controls), memory.controls, 0.0)
-            return jnp.clip(last, stage.lower, stage.upper)
+            return _within(stage, last)
         if memory.gains is None:
             raise ValueError(
                 "MPC: `memory` was made for a planner, not a solver; make it with `init`."
@@ -225,16 +226,31 @@ def _act(
     control = solution.controls[0]
     if isinstance(problem, LatentProblem):
         control = problem.decode(control)[0]  # a plant knows controls, not latents
-    return control, stop_gradient(_shift(solution, planned, memory))
+    memory = _shift(solution, planned, memory)
+    return control, memory if _remembers(controller.solver) else stop_gradient(memory)
+
+
+def _remembers(solver: AbstractSolver | AbstractPlanner) -> bool:
+    """Whether what is remembered has a derivative: where the next plan depends on it smoothly."""
+    return isinstance(solver, AbstractPlanner) and solver.refuses is None
+
+
+def _within(problem: StageProblem, controls: Array) -> Array:
+    """Cut off at the bounds; what lies on one moves freely, as the mean of samples there does."""
+    controls = jnp.where(controls < problem.lower, problem.lower, controls)
+    return jnp.where(controls > problem.upper, problem.upper, controls)
 
 
 def _solved(controller, x, memory, problem) -> tuple[Solution, Planned | None]:
     """The plan of this step, and of a planner what its next goes on from."""
-    guess = controller._guess(*stop_gradient((problem, x, memory)))
+    held = (problem, x, memory)
+    if not _remembers(controller.solver):
+        held = stop_gradient(held)
+    guess = controller._guess(*held)
     if not isinstance(controller.solver, AbstractPlanner):
         return solve_from(problem, x, memory.time, controller.solver, guess), None
     stage, x = stage_problem(problem, x, memory.time)
-    kept = jax.lax.stop_gradient(jnp.clip(memory.kept, stage.lower, stage.upper))
+    kept = _within(stage, held[2].kept)
     key = None if controller.key is None else jax.random.fold_in(controller.key, memory.time)
     start = Start(guess, kept, memory.known)
     return planned_by(controller.solver, stage, x, start, key)

@@ -17,7 +17,8 @@ class RESULTS(eqx.Enumeration):
     successful = "Solved to the tolerance."
     fixed_iterations = (
         "The iterations that were asked for were run; nothing was promised about where they lead. "
-        "A solver's `solution.stats.stationarity` says how far they came."
+        "A solver's `solution.stats.stationarity` says how far they came, a planner's "
+        "`solution.stats.best_cost` what they found."
     )
     not_converged = (
         "The solver stopped before its tolerance was met. Allow more iterations, start from a "
@@ -36,12 +37,15 @@ class RESULTS(eqx.Enumeration):
     )
     non_finite = (
         "The cost, the dynamics or their derivatives are NaN or infinite along the initial "
-        "trajectory, or along every sample of a planner, so no step can be computed. Start from a "
-        "guess whose roll-out is finite, with samples (`spread`, bounds) not too far from it."
+        "trajectory, along every sample of a planner or along its answer. Start from a guess whose "
+        "roll-out is finite, with samples (`spread`, bounds) not too far from it, and "
+        "`GradientDescent` with a smaller `step_size`; `stats.best_controls` is the best that was "
+        "finite, if any was."
     )
     invalid_input = (
         "The problem holds NaN, or a lower bound lies above its upper bound, so it has no "
-        "solution; or a setting of the planner lies outside its range."
+        "solution; or a setting of the planner (temperature, spread, step size) lies outside its "
+        "range."
     )
 
 

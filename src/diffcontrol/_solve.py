@@ -26,7 +26,7 @@ from ._solution import Solution
 from ._solver.ddp import DDP
 from ._trajectory import rollout
 from ._tree import stop_gradient
-from ._types import Numbers, as_floats
+from ._types import Numbers, as_floats, check_key
 from ._undifferentiable import STATS_REFUSE, without_cotangent
 
 
@@ -48,8 +48,8 @@ def solve(
         solver: by which algorithm: a solver such as `DDP()`, which looks for an optimum, or a
             planner such as `CEM()`, which runs its iterations.
         guess: controls to start from, shape `(T, m)`, or an earlier `Solution`; None is zero.
-            Its derivative is zero under an implicit adjoint, and refused by planners whose choice
-            is hard.
+            Its derivative is zero under an implicit adjoint. Of planners whose choice is hard the
+            controls refuse one, and the cost has none by the guess.
         adjoint: how derivatives come out; None is the solver's own: `ImplicitAdjoint` where it
             promises stationarity, else `UnrolledAdjoint`.
         key: random key, for planners that sample; refused by others.
@@ -212,26 +212,12 @@ def check_planner(planner, adjoint, key) -> tuple[AbstractPlanner, UnrolledAdjoi
     return planner, adjoint
 
 
-def check_key(key) -> None:
-    """Raise for what is not one random key."""
-    if not isinstance(key, jax.Array):
-        raise TypeError(f"`key` must be a random key such as jax.random.key(0), got {key!r}.")
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed and key.dtype != jnp.uint32:
-        raise TypeError(
-            f"`key` must be a random key such as jax.random.key(0), got an array of {key.dtype}."
-        )
-    if key.ndim != (0 if typed else 1):
-        raise ValueError(
-            f"`key` must be one random key, but has shape {key.shape}. Batch with jax.vmap."
-        )
-
-
 def check_algorithms(solver, adjoint, key) -> tuple[AbstractSolver, AbstractAdjoint]:
     if not isinstance(solver, AbstractSolver):
         raise TypeError(
             f"`solver` must be a solver such as DDP() here, got {solver!r}."
             + " Planners promise no optimum." * isinstance(solver, AbstractPlanner)
+            + " That is the class: call it." * isinstance(solver, type)
         )
     if key is not None:
         raise ValueError(

@@ -47,3 +47,18 @@ def check_counts(name: str, least: int = 1, **counts: Any) -> None:
             raise TypeError(f"{name}: `{setting}` must be an integer, got {count!r}.")
         if count < least:
             raise ValueError(f"{name}: `{setting}` must be at least {least}, got {count}.")
+
+
+def check_key(key) -> None:
+    """Raise for what is not one random key."""
+    if not isinstance(key, jax.Array):
+        raise TypeError(f"`key` must be a random key such as jax.random.key(0), got {key!r}.")
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and key.dtype != jnp.uint32:
+        raise TypeError(
+            f"`key` must be a random key such as jax.random.key(0), got an array of {key.dtype}."
+        )
+    if key.ndim != (0 if typed else 1):
+        raise ValueError(
+            f"`key` must be one random key, but has shape {key.shape}. Batch with jax.vmap."
+        )

@@ -109,7 +109,10 @@ def q_value(
 
 def _checked(problem, x0, u0, solver, guess, throw):
     if not isinstance(solver, AbstractSolver):
-        raise TypeError(f"`solver` must be a solver such as DDP(), got {solver!r}.")
+        raise TypeError(
+            f"`solver` must be a solver such as DDP(), got {solver!r}; a planner promises no "
+            "optimum, whose cost this is."
+        )
     if not solver.promises_stationarity:
         raise ValueError(
             f"{solver} does not promise a stationary point, and elsewhere the envelope theorem "

@@ -19,6 +19,7 @@ from ._adjoint.implicit import ImplicitAdjoint
 from ._certificate import Certificate, certify
 from ._control_problem import ControlProblem, check_concrete_values
 from ._iterate import AbstractSolver
+from ._planner.base import AbstractPlanner
 from ._result import RESULTS, sentence, succeeded
 from ._solve import solve
 from ._solver.ddp import DDP
@@ -196,10 +197,15 @@ def check_gradients(
         A report of every derivative; `report.passed` and `str(report)` sum it up.
 
     Raises:
-        TypeError: for an `x0` that is not made of real numbers.
+        TypeError: for an `x0` that is not made of real numbers, or a planner.
         ValueError: if float64 is off; differences in float32 decide nothing. Also as `solve` does
             for arguments that do not fit together.
     """
+    if isinstance(solver, AbstractPlanner):
+        raise TypeError(
+            f"check_gradients: `solver` must be a solver such as DDP(), got {solver!r}. Compare a "
+            "planner's derivative with differences of solves with the same key."
+        )
     if jnp.result_type(float) != jnp.float64:
         raise ValueError(
             "check_gradients needs float64: call jax.config.update('jax_enable_x64', True) first."

@@ -68,6 +68,6 @@ class GradientDescent(AbstractPlanner):
             best_controls=best.controls,
             best_cost=best.cost,
             spread=jnp.zeros_like(controls),
-            left_out=jnp.mean(~finite),
+            left_out=jnp.mean(~finite, dtype=x0.dtype),
         )
         return Planned(controls, start.kept, start.known, stats)

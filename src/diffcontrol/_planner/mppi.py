@@ -105,7 +105,7 @@ class MPPI(AbstractPlanner):
             best_controls=state.best.controls,
             best_cost=state.best.cost,
             spread=state.spread,
-            left_out=jnp.sum(bad) / (self.iterations * self.samples),
+            left_out=jnp.mean(bad / self.samples, dtype=x0.dtype),
         )
         return Planned(state.mean, start.kept, start.known, stats)
 

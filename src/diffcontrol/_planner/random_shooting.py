@@ -72,6 +72,6 @@ class RandomShooting(AbstractPlanner):
             best_controls=best.controls,
             best_cost=best.cost,
             spread=spread,
-            left_out=jnp.mean(~jnp.isfinite(costs)),
+            left_out=jnp.mean(~jnp.isfinite(costs), dtype=x0.dtype),
         )
         return Planned(best.controls, start.kept, start.known, stats)

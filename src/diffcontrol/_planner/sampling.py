@@ -72,11 +72,10 @@ def first_spread(name: str, spread: Array | None, problem: StageProblem) -> Floa
 def check_spread(name: str, spread: Array | None, bounds: Bounds | None) -> None:
     """Raise for a spread that is known to be negative, or missing where no bounds give one."""
     if spread is not None:
-        if known_to(spread, lambda values: ~(values >= 0)):
-            raise ValueError(f"{name}: `spread` must not be negative, got {spread}.")
+        if known_to(spread, lambda values: ~((values >= 0) & np.isfinite(values))):
+            raise ValueError(f"{name}: `spread` must be finite and not negative, got {spread}.")
         return
-    bounds = Bounds() if bounds is None else bounds
-    if any(
+    if bounds is None or any(
         known_to(side, lambda values: ~np.isfinite(values)) for side in (bounds.lower, bounds.upper)
     ):
         raise ValueError(
@@ -87,7 +86,7 @@ def check_spread(name: str, spread: Array | None, bounds: Bounds | None) -> None
 
 def sensible_spread(spread: Array | None) -> Bool[Array, ""]:
     """`check_spread` for a spread that is known only at run time."""
-    return jnp.asarray(True) if spread is None else jnp.all(spread >= 0)
+    return jnp.asarray(True) if spread is None else jnp.all((spread >= 0) & jnp.isfinite(spread))
 
 
 def as_optional(name: str):

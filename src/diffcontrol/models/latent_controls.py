@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._control_problem import Bounds, ControlProblem, stage_problem
 from .._plan_cost import plan_cost
-from .._types import check_counts
+from .._types import check_counts, check_key
 
 
 class ControlDecoder(eqx.Module):
@@ -53,6 +53,7 @@ class ControlDecoder(eqx.Module):
         check_counts("ControlDecoder", least=0, depth=depth)
         counts = dict(latent_size=latent_size, horizon=horizon, control_size=control_size)
         check_counts("ControlDecoder", **counts, width=width)
+        check_key(key)
         sizes = [latent_size, *[width] * depth, horizon * control_size]
         keys = jax.random.split(key, len(sizes) - 1)
         self.weights = [
@@ -64,6 +65,12 @@ class ControlDecoder(eqx.Module):
         self.activation = activation
 
     def __call__(self, z: Float[Array, " k"]) -> Float[Array, "T m"]:
+        latent_size = self.weights[0].shape[1]
+        if z.shape != (latent_size,):
+            raise ValueError(
+                f"ControlDecoder: takes a latent of shape {(latent_size,)}, but was given {z.shape}"
+                " (of a solution of a LatentProblem it is `controls[0]`)."
+            )
         *hidden, (weight, bias) = zip(self.weights, self.biases, strict=True)
         for inner, offset in hidden:
             z = self.activation(inner @ z + offset)
@@ -77,8 +84,8 @@ class DecodedCost(eqx.Module):
     decoder: Callable
 
     def controls(self, z: Float[Array, " k"]) -> Float[Array, "T m"]:
-        """The decoder's numbers, taken into the control bounds: by a sigmoid where both are finite,
-        as they are where neither is."""
+        """The decoder's numbers a, taken into the control bounds: where both are finite
+        `lower + (upper - lower) sigmoid(a)`, else cut off."""
         bounds = self.problem.control_bounds or Bounds()
         numbers = self.decoder(z)
         shape = (self.problem.horizon, self.problem.control_size)
@@ -103,7 +110,12 @@ class LatentProblem(ControlProblem):
 
     `solution.controls[0]` is the best latent found, `latent.decode` of it the controls, and
     `solution.cost` their cost. An `MPC` of it returns controls, decoded. All arrays of the problem
-    and the decoder are parameters.
+    and the decoder are parameters: to train the decoder alone, differentiate by it alone,
+    `lambda decoder: solve(LatentProblem(problem, decoder, k), x0, ...).cost`.
+
+    Where both bounds of a control are finite the decoder's number a gives
+    `lower + (upper - lower) sigmoid(a)`, else it is cut off: an untrained decoder, whose numbers
+    are near zero, starts from the middle of the bounds.
 
     Args:
         problem: whose controls are decoded.
