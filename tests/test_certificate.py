@@ -98,6 +98,7 @@ def test_complementarity_of_a_one_sided_bound():
     np.testing.assert_allclose(dc.certify(problem, x0, outside).complementarity, 0.5 * 0.5)
 
 
+@pytest.mark.slow
 def test_what_is_trusted_in_single_precision_is_right():
     single = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, PROBLEM

@@ -334,11 +334,10 @@ def test_gauss_newton_is_exact_for_linear_dynamics():
     ("name", "solver"),
     [
         ("pendulum", dc.ILQR(tolerance=TIGHT, max_iterations=25)),
-        pytest.param(
-            "two_controls", dc.DDP(tolerance=TIGHT, max_iterations=12), marks=pytest.mark.slow
-        ),
+        ("two_controls", dc.DDP(tolerance=TIGHT, max_iterations=12)),
     ],
 )
+@pytest.mark.slow
 def test_unrolled_equals_implicit_at_convergence(name, solver):
     """From zero controls, so that there are iterations to differentiate through."""
     case = BY_NAME[name]
@@ -407,7 +406,13 @@ def fixed_point_derivative(case, held):
     return np.linalg.solve(np.eye(len(z)) - Phi_z, Phi_theta)
 
 
-@pytest.mark.parametrize("name", ["closures", "pendulum", "two_controls"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "closures",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("pendulum", "two_controls")),
+    ],
+)
 def test_equals_the_fixed_point_formula_of_dilqr(name):
     case = BY_NAME[name]
     held = solution(name).multipliers != 0
@@ -506,7 +511,10 @@ def test_equal_bounds_move_together():
 
 @pytest.mark.parametrize(
     "solver, adjoint",
-    [(dc.ILQR, dc.UnrolledAdjoint()), (dc.DDP, dc.ImplicitAdjoint())],
+    [
+        pytest.param(dc.ILQR, dc.UnrolledAdjoint(), marks=pytest.mark.slow),
+        (dc.DDP, dc.ImplicitAdjoint()),
+    ],
     ids=["unrolled", "implicit"],
 )
 def test_pullback_of_a_batch_apart_from_its_forward_pass(solver, adjoint):

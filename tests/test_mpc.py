@@ -8,11 +8,11 @@ import pytest
 
 import diffcontrol as dc
 from diffcontrol.systems import Pendulum, pendulum
+from tests.problems import quick_jit
 
 X0 = jnp.array([jnp.cos(0.15), jnp.sin(0.15), 0.1])
 
 
-@eqx.filter_jit
 def effort(mass):
     """Closed-loop cost of a controller that believes in `mass`, on the true plant."""
     controller = dc.MPC(pendulum.problem(horizon=12, dynamics=Pendulum(mass=mass)))
@@ -22,11 +22,13 @@ def effort(mass):
 
 def test_gradient_through_the_closed_loop():
     h = 1e-5
-    difference = (effort(1.1 + h) - effort(1.1 - h)) / (2 * h)
+    of = quick_jit(effort)
+    difference = (of(1.1 + h) - of(1.1 - h)) / (2 * h)
     assert abs(difference) > 1e-3
-    np.testing.assert_allclose(jax.grad(effort)(1.1), difference, rtol=1e-5)
+    np.testing.assert_allclose(quick_jit(jax.grad(effort))(1.1), difference, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_model_and_plant_alike_follow_the_plan():
     """Without disturbance a second solve from the next state continues the first plan's tail."""
     problem = pendulum.problem(horizon=30)
@@ -73,6 +75,7 @@ def test_a_new_reference_at_each_call():
     assert abs(float(still[0])) < 1e-8 and float(moved[0]) > 0.1
 
 
+@pytest.mark.slow
 def test_starts_find_the_better_minimum():
     """The swing-up from hanging: zero torque is a saddle, the starts lead away from it."""
     problem = pendulum.problem(horizon=40)

@@ -66,8 +66,18 @@ def agree(a, b, tolerance):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * float(jnp.abs(y).max()))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    "size, dtype",
+    [
+        # The largest take long to compile in JAX.
+        pytest.param(
+            size, dtype, marks=pytest.mark.slow if max(size) > 10 and dtype == "float32" else ()
+        )
+        for size in SIZES
+        for dtype in ("float64", "float32")
+    ],
+    ids=str,
+)
 def test_compiled_equals_jax(size, dtype):
     d = data(*size, dtype)
 
@@ -204,6 +214,7 @@ def test_other_kernels_give_the_same(variables):
     assert float(cost) == pytest.approx(float(dc.solve(problem, x0).cost), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_batch_longer_than_the_slots_equals_the_loop():
     """Whoever finishes leaves its slot to the next; the answers stay in their places."""
     problem = cartpole.problem(horizon=8)

@@ -12,6 +12,7 @@ import pytest
 import diffcontrol as dc
 from diffcontrol._planner.sampling import coloured, normalised
 from diffcontrol.systems import cartpole, pendulum
+from tests.problems import quick_jit
 
 KEY = jax.random.key(0)
 SMALL = dict(samples=20, iterations=3)
@@ -101,6 +102,7 @@ def test_derivatives(name):
     leaves, tree = jax.tree.flatten(floats)
     of = jax.jit(lambda leaves: loss(*eqx.combine(jax.tree.unflatten(tree, leaves), rest)))
     gradient = jax.jit(jax.grad(of))(leaves)
+    push = jax.jit(lambda leaves, along: jax.jvp(of, (leaves,), (along,))[1])
     rng = np.random.default_rng(0)
     for k, leaf in enumerate(leaves):
         direction = [jnp.zeros_like(other) for other in leaves]
@@ -109,7 +111,7 @@ def test_derivatives(name):
         central = lambda h: (moved(h) - moved(-h)) / (2 * h)
         # Planning can be chaotic: small steps, extrapolated.
         difference = (4 * central(1e-6) - central(2e-6)) / 3
-        _, tangent = jax.jvp(of, (leaves,), (direction,))
+        tangent = push(leaves, direction)
         pulled = jnp.vdot(gradient[k], direction[k])
         np.testing.assert_allclose(pulled, tangent, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(tangent, difference, rtol=1e-5, atol=2e-7)
@@ -134,8 +136,7 @@ def test_checkpointing_changes_nothing_but_memory(planner):
 def test_any_number_of_states_some_of_which_stand_still(n):
     """Few entries are kept apart inside; one that does not move has no tangent."""
 
-    @jax.jit
-    def of(a):
+    def exactly(a):
         problem = dc.ControlProblem(
             dynamics=lambda x, u, t: jnp.tanh(a * x + u).at[n // 2].set(1.0),
             stage_cost=lambda x, u, t: jnp.sum(x**2) + jnp.sum(u**2),
@@ -146,9 +147,10 @@ def test_any_number_of_states_some_of_which_stand_still(n):
         planner = dc.CEM(samples=10, elites=4, iterations=2, temperature=1.0)
         return dc.solve(problem, jnp.ones(n), planner, key=KEY).cost
 
+    of = quick_jit(exactly)
     central = lambda h: (of(1.0 + h) - of(1.0 - h)) / (2 * h)
     difference = (4 * central(1e-5) - central(2e-5)) / 3
-    np.testing.assert_allclose(jax.grad(of)(1.0), difference, rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(jax.grad(exactly))(1.0), difference, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ("CEM", "random shooting"))
@@ -544,20 +546,19 @@ def test_closed_loop_keeps_and_draws_anew():
 def test_the_derivative_of_a_closed_loop_reaches_back_through_its_plans(planner):
     """A plan depends on the last one, so what is remembered has a derivative."""
 
-    @jax.jit
-    def of(weight):
+    def exactly(weight):
         problem = eqx.tree_at(lambda p: p.stage_cost.weights, PROBLEM, replace_fn=weight.__mul__)
         problem = eqx.tree_at(lambda p: p.dynamics.gravity, problem, 10.0 * weight)
         policy = dc.MPC(problem, planner, key=key_of(planner), guess=weight * jnp.ones((6, 1)))
         ran = dc.simulate(policy, PROBLEM.dynamics, X0, 4)
         return jnp.sum(ran.controls * jnp.arange(4.0)[:, None])
 
-    at = jnp.asarray(1.0)
+    at, of = jnp.asarray(1.0), quick_jit(exactly)
     central = lambda h: (of(at + h) - of(at - h)) / (2 * h)
     difference = (4 * central(1e-6) - central(2e-6)) / 3
     assert abs(difference) > 1e-2
-    np.testing.assert_allclose(jax.jacfwd(of)(at), difference, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(of)(at), difference, rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(jax.jacfwd(exactly))(at), difference, rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(jax.grad(exactly))(at), difference, rtol=1e-6)
 
 
 def test_swings_up_in_closed_loop():

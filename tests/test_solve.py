@@ -158,7 +158,20 @@ def nudged_states(name):
     return stages, d_controls, value[..., -1], spread
 
 
-@cases
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Of the others, those whose bounds, sizes and times differ most.
+        pytest.param(
+            case,
+            marks=()
+            if case.name in ("closures", "pendulum_free", "two_controls")
+            else pytest.mark.slow,
+        )
+        for case in CASES
+    ],
+    ids=repr,
+)
 def test_costates_are_the_derivative_of_the_optimal_cost_to_go(case):
     stages, _, d_cost, _ = nudged_states(case.name)
     costates = np.asarray(solution(case.name).costates)[stages]
