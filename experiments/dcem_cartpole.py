@@ -427,7 +427,9 @@ def _draw_table(ax, found):
     ax.set_xticks(range(len(found["trained"])), list(found["trained"]))
     ax.set_xlabel("size of the latent [1]")
     ax.set_ylabel("improvement over full-space CEM [1]")
-    ax.legend(fontsize=7)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.5 * (high - low), high)  # room for the legend below all points
+    ax.legend(fontsize=7, loc="lower left")
 
 
 def _draw_training(ax, found):
