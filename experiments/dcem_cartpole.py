@@ -33,6 +33,7 @@ from diffcontrol.learning import CheckpointError, load_checkpoint, save_checkpoi
 from diffcontrol.systems import Cartpole, cartpole
 
 from . import _main, _pictures
+from ._precision import single
 from ._rows import Row, interval, verdict
 from ._sweep import say, sweep
 
@@ -107,12 +108,6 @@ def reward_problem() -> dc.ControlProblem:
         control_bounds=dc.Bounds(-100.0, 100.0),
     )
     return single(problem)
-
-
-def single(tree):
-    """Arrays in single precision."""
-    cast = lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf
-    return jax.tree.map(cast, tree)
 
 
 @functools.cache

@@ -43,9 +43,9 @@ from diffcontrol.learning import CheckpointError, load_checkpoint, save_checkpoi
 
 from . import _main, _pictures
 from ._half_cheetah import CONTROL, STATE, TIME_STEP, check_installed, drive
+from ._precision import single
 from ._rows import Row, verdict
 from ._sweep import say, sweep
-from .dcem_cartpole import single
 
 PUBLISHED = 652.0 / 700.0  # cheetah.run, latent DCEM over full CEM
 MODEL_RATE, DECODER_RATE, DECODER_BATCH = 1e-3, 5e-4, 2

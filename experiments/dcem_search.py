@@ -25,9 +25,10 @@ import diffcontrol as dc
 from diffcontrol.learning import load_checkpoint
 
 from . import _main, _pictures, dcem_cartpole
+from ._precision import single
 from ._rows import Row, verdict
 from ._sweep import say
-from .dcem_cartpole import HORIZON, Training, reward_problem, single, validation_states
+from .dcem_cartpole import HORIZON, Training, reward_problem, validation_states
 
 LATENT_COST, FULL_COST = -5.554, -3.368  # published, of one state
 AFTER = 5  # iterations of full-space search there

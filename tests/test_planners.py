@@ -28,6 +28,9 @@ PLANNERS = {
 SMOOTH = list(PLANNERS)[:4]
 PROBLEM = pendulum.problem(6)
 X0 = jnp.array([jnp.cos(0.8), jnp.sin(0.8), 0.3])
+UNBOUNDED = dc.ControlProblem(
+    dynamics=PROBLEM.dynamics, stage_cost=PROBLEM.stage_cost, horizon=6, control_size=1
+)
 
 
 def key_of(planner):
@@ -599,6 +602,12 @@ UNBOUNDED = dc.ControlProblem(
             "`spread` must have shape",
         ),
         (lambda: dc.solve(PROBLEM, X0, dc.MPPI(spread=-1.0), key=KEY), ValueError, "negative"),
+        (lambda: dc.solve(PROBLEM, X0, dc.MPPI(spread=jnp.inf), key=KEY), ValueError, "finite"),
+        (
+            lambda: dc.simulate(dc.MPC(UNBOUNDED, dc.CEM(), key=KEY), PROBLEM.dynamics, X0, 2),
+            ValueError,
+            "without finite control bounds",
+        ),
         (lambda: dc.CEM(samples=5, elites=6), ValueError, "cannot be chosen"),
         (lambda: dc.CEM(temperature=0.0), ValueError, "must be positive"),
         (lambda: dc.CEM(iterations=0), ValueError, "at least 1"),
@@ -758,6 +767,15 @@ def test_a_receding_horizon_decodes_what_it_applies():
     np.testing.assert_allclose(u, planned, rtol=1e-12)
 
 
+def test_a_guess_on_a_bound_has_its_whole_derivative():
+    planner = dc.GradientDescent(iterations=1, step_size=1e-3)
+    of = lambda guess: jnp.sum(dc.solve(PROBLEM, X0, planner, guess=guess).controls)
+    on = 2.0 * jnp.ones((6, 1))  # the bound, which the step leaves inwards
+    inside = jax.grad(of)(on - 1e-9)
+    assert jnp.all(inside > 0.9)
+    np.testing.assert_allclose(jax.grad(of)(on), inside, rtol=1e-6)
+
+
 def test_decoded_controls_keep_one_sided_bounds():
     problem = dc.ControlProblem(
         dynamics=lambda x, u, t: x + u,
@@ -781,6 +799,12 @@ def test_decoded_controls_keep_one_sided_bounds():
         (lambda: dc.LatentProblem(PROBLEM, DECODER, 2, (-1, 1)), TypeError, "latent_bounds"),
         (lambda: dc.ControlDecoder(0, 6, 1, key=KEY), ValueError, "latent_size"),
         (lambda: dc.ControlDecoder(2, 6, 1, depth=-1, key=KEY), ValueError, "depth"),
+        (
+            lambda: dc.ControlDecoder(2, 6, 1, key=jax.random.split(KEY)),
+            ValueError,
+            "one random key",
+        ),
+        (lambda: dc.ControlDecoder(2, 6, 1, key=KEY)(jnp.ones(3)), ValueError, "latent of shape"),
         (
             lambda: dc.LatentProblem(PROBLEM, lambda z: z, 2).decode(jnp.ones(2)),
             ValueError,

@@ -11,7 +11,7 @@ from ._captured import remembered_jit
 from ._control_problem import ControlProblem, StageProblem, stage_problem
 from ._iterate import AbstractSolver
 from ._optimality import stage_costs
-from ._planner.base import AbstractPlanner, Planned, Start
+from ._planner.base import AbstractPlanner, Planned, Start, cut_off
 from ._result import RESULTS, as_array
 from ._solution import Solution
 from ._solve import (
@@ -120,7 +120,7 @@ class MPC(eqx.Module):
             check_algorithms(self.solver, None, self.key)
         T, n, m = stage.horizon, stage.state_size, stage.control_size
         guess = initial_controls(stage, self.guess, x0.dtype)
-        controls = _within(stage, guess)
+        controls = cut_off(stage, guess)
         begin = None if planner is None else planner.start(stage, controls)
         memory = MPCMemory(
             states=jnp.broadcast_to(x0, (T + 1, n)),
@@ -187,7 +187,7 @@ class MPC(eqx.Module):
                 )
             # A plan that failed is no place to start from.
             last = jnp.where(jnp.isfinite(memory.controls), memory.controls, 0.0)
-            return _within(stage, last)
+            return cut_off(stage, last)
         if memory.gains is None:
             raise ValueError(
                 "MPC: `memory` was made for a planner, not a solver; make it with `init`."
@@ -235,12 +235,6 @@ def _remembers(solver: AbstractSolver | AbstractPlanner) -> bool:
     return isinstance(solver, AbstractPlanner) and solver.refuses is None
 
 
-def _within(problem: StageProblem, controls: Array) -> Array:
-    """Cut off at the bounds; what lies on one moves freely, as the mean of samples there does."""
-    controls = jnp.where(controls < problem.lower, problem.lower, controls)
-    return jnp.where(controls > problem.upper, problem.upper, controls)
-
-
 def _solved(controller, x, memory, problem) -> tuple[Solution, Planned | None]:
     """The plan of this step, and of a planner what its next goes on from."""
     held = (problem, x, memory)
@@ -250,7 +244,7 @@ def _solved(controller, x, memory, problem) -> tuple[Solution, Planned | None]:
     if not isinstance(controller.solver, AbstractPlanner):
         return solve_from(problem, x, memory.time, controller.solver, guess), None
     stage, x = stage_problem(problem, x, memory.time)
-    kept = _within(stage, held[2].kept)
+    kept = cut_off(stage, held[2].kept)
     key = None if controller.key is None else jax.random.fold_in(controller.key, memory.time)
     start = Start(guess, kept, memory.known)
     return planned_by(controller.solver, stage, x, start, key)

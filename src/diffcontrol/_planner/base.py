@@ -96,7 +96,7 @@ class AbstractPlanner(eqx.Module):
 
     def start(self, problem: StageProblem, controls: Array) -> Start:
         """Start from controls alone."""
-        controls = jnp.clip(controls, problem.lower, problem.upper)
+        controls = cut_off(problem, controls)
         kept = jnp.broadcast_to(controls, (self.keep, *controls.shape))
         return Start(controls, kept, jnp.asarray(False))
 
@@ -116,6 +116,13 @@ class Best(eqx.Module):
         samples, costs = jax.lax.stop_gradient((samples, costs))
         first = jnp.argmin(costs)
         return select(costs[first] < self.cost, Best(samples[first], costs[first]), self)
+
+
+def cut_off(problem: StageProblem, controls: Array) -> Array:
+    """Controls within the bounds; one that lies on a bound keeps its whole derivative, as the mean
+    of samples there does."""
+    controls = jnp.where(controls < problem.lower, problem.lower, controls)
+    return jnp.where(controls > problem.upper, problem.upper, controls)
 
 
 def positive(*settings: Array | None) -> Bool[Array, ""]:
