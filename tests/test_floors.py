@@ -16,7 +16,7 @@ import diffcontrol
 PACKAGE = Path(diffcontrol.__file__).parent
 
 FLOORS = (
-    ("_types", "_captured", "_result", "_tree", "_undifferentiable"),
+    ("_types", "_captured", "_lone_scalars", "_result", "_tree", "_undifferentiable"),
     ("_trajectory",),
     (
         "_cost",

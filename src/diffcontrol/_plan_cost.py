@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ._control_problem import StageProblem
+from ._lone_scalars import lone_scalars
 from ._trajectory import stages
 
 
@@ -70,17 +71,39 @@ def _whole(parts: tuple[Array, ...], ndim: int) -> Array:
     return jnp.stack(parts, axis=-1) if parts[0].ndim < ndim else parts[0]
 
 
-def _stages_of_parts(
+def _stage_of_parts(
     problem: StageProblem, x: tuple[Array, ...], u: Array, k: Array
 ) -> tuple[tuple[Array, ...], Array]:
-    """`_stages`; dynamics and cost have a stack each, so that nothing is summed before it is
-    apart."""
+    """`_stage` of one plan; dynamics and cost have a stack each, so that nothing is summed before
+    it is apart."""
+    following = problem.dynamics(_whole(x, 1), u, k)
+    return _parts(following), problem.stage_cost(_whole(x, 1), u, k)
 
-    def one(x, u):
-        following = problem.dynamics(_whole(x, 1), u, k)
-        return _parts(following), problem.stage_cost(_whole(x, 1), u, k)
 
-    return jax.vmap(one)(x, u)
+def _one_each(
+    problem: StageProblem, d_problem: StageProblem, x: Array, u: Array, number: int
+) -> tuple[StageProblem, StageProblem]:
+    """A tangent of the problem in two: of lone scalars, of which every plan has one, and the rest.
+
+    So their cotangents are added stage by stage and summed over the plans once, at the end.
+    """
+    tangents, structure = jax.tree.flatten(d_problem, is_leaf=lambda d: d is None)
+    leaves = structure.flatten_up_to(problem)
+    moving = [i for i, d in enumerate(tangents) if d is not None and d.ndim == 0]
+
+    def stage(scalars, at):
+        moved = list(leaves)
+        for i, scalar in zip(moving, scalars, strict=True):
+            moved[i] = scalar
+        return _stage_of_parts(structure.unflatten(moved), _parts(at[0]), *at[1:])
+
+    scalars, at = [leaves[i] for i in moving], (x, u, jnp.zeros((), int))
+    lone = lone_scalars(stage, scalars, at, most=x.size)
+    each = {i for i, is_lone in zip(moving, lone, strict=True) if is_lone}
+    spread = lambda i, d: jnp.broadcast_to(d, (number,)) if i in each else None
+    d_each = structure.unflatten([spread(i, d) for i, d in enumerate(tangents)])
+    d_shared = structure.unflatten([None if i in each else d for i, d in enumerate(tangents)])
+    return d_each, d_shared
 
 
 def _ends(problem: StageProblem, x: Array) -> Array:
@@ -123,14 +146,19 @@ def _run_jvp(primals, tangents):
     x, u, end = safe(states, x0), safe(plans, otherwise), safe(last, x0)
     dx = jnp.broadcast_to(moving(d_x0, x0), end.shape)
     du = jnp.where(finite, moving(d_plans, u), 0.0)
+    d_each, d_shared = _one_each(problem, d_problem, x0, plans[0, 0], costs.size)
 
     # The inside of a stage is computed again in a backward pass: less than it costs to keep it.
     @jax.checkpoint
     def push(carry, stage):
         dx, d_cost = carry
         k, x, u, du = stage
-        at = lambda problem, x, u: _stages_of_parts(problem, x, u, k)
-        _, (d_next, d_more) = eqx.filter_jvp(at, (problem, x, u), (d_problem, dx, du))
+
+        def one(d_each, x, u, dx, du):
+            at = lambda problem, x, u: _stage_of_parts(problem, x, u, k)
+            return eqx.filter_jvp(at, (problem, x, u), (eqx.combine(d_each, d_shared), dx, du))[1]
+
+        d_next, d_more = jax.vmap(one)(d_each, x, u, dx, du)
         d_next = tuple(moving(d, rows) for d, rows in zip(d_next, x, strict=True))
         return (d_next, d_cost + moving(d_more, d_cost)), dx
 
