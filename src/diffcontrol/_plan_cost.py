@@ -87,23 +87,23 @@ def _one_each(
 
     So their cotangents are added stage by stage and summed over the plans once, at the end.
     """
-    tangents, structure = jax.tree.flatten(d_problem, is_leaf=lambda d: d is None)
-    leaves = structure.flatten_up_to(problem)
+    none = lambda leaf: leaf is None
+    tangents, structure = jax.tree.flatten(d_problem, is_leaf=none)
+    leaves = jax.tree.leaves(problem, is_leaf=none)
     moving = [i for i, d in enumerate(tangents) if d is not None and d.ndim == 0]
 
     def stage(scalars, at):
         moved = list(leaves)
         for i, scalar in zip(moving, scalars, strict=True):
             moved[i] = scalar
-        return _stage_of_parts(structure.unflatten(moved), _parts(at[0]), *at[1:])
+        return _stage_of_parts(jax.tree.unflatten(structure, moved), _parts(at[0]), *at[1:])
 
     scalars, at = [leaves[i] for i in moving], (x, u, jnp.zeros((), int))
     lone = lone_scalars(stage, scalars, at, most=x.size)
     each = {i for i, is_lone in zip(moving, lone, strict=True) if is_lone}
-    spread = lambda i, d: jnp.broadcast_to(d, (number,)) if i in each else None
-    d_each = structure.unflatten([spread(i, d) for i, d in enumerate(tangents)])
-    d_shared = structure.unflatten([None if i in each else d for i, d in enumerate(tangents)])
-    return d_each, d_shared
+    d_each = [jnp.broadcast_to(d, (number,)) if i in each else None for i, d in enumerate(tangents)]
+    d_shared = [None if i in each else d for i, d in enumerate(tangents)]
+    return jax.tree.unflatten(structure, d_each), jax.tree.unflatten(structure, d_shared)
 
 
 def _ends(problem: StageProblem, x: Array) -> Array:
