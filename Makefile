@@ -20,7 +20,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 export SDL_VIDEODRIVER ?= dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-short demo-mismatch reproduce reproduce-quick test test-slow examples fuzz bench sanitise arm64 lint check clean
+.PHONY: help setup demo demo-short demo-mismatch reproduce reproduce-quick test test-optimised test-slow examples fuzz bench sanitise arm64 lint check clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -67,7 +67,13 @@ reproduce-quick: $(STAMP) ## see that every experiment runs
 test: $(STAMP) ## run the tests, without the slow ones
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-test-slow: $(STAMP) ## run the slow tests only
+test-optimised: export XLA_FLAGS ?=
+test-optimised: $(STAMP) ## run those of solvers, gradients and planners as users' programs are compiled
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal tests/test_solve.py tests/test_gradients.py \
+		tests/test_planners.py
+
+test-slow: export XLA_FLAGS ?=
+test-slow: $(STAMP) ## run the slow tests only, compiled as users' programs are
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal -m slow
 
 examples: $(STAMP) ## run every program in examples/, with far less work

@@ -369,16 +369,6 @@ def changed(case: Case, change: Change) -> dc.ControlProblem:
     )
 
 
-# Programs of tests run for milliseconds and compile for seconds, most of which LLVM spends on
-# optimisations. `quick_jit` leaves those out.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
 TIGHT = 1e-12
 _CHUNK = 128
 
@@ -392,7 +382,7 @@ def _solve_chunk(name: str):
             changed(case, change), change.x0, dc.DDP(tolerance=TIGHT), guess=guess, throw=False
         )
 
-    return quick_jit(jax.vmap(solve, in_axes=(0, None)))
+    return jax.jit(jax.vmap(solve, in_axes=(0, None)))
 
 
 def solve_changes(case: Case, changes: Change, guess: Array | None = None) -> dc.Solution:

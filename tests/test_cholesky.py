@@ -58,9 +58,10 @@ def test_pivots_tell_definite_from_indefinite(m):
 
 @pytest.mark.parametrize("m", SIZES)
 def test_singular_is_not_positive(m):
-    rng = np.random.default_rng(200 + m)
-    half = rng.normal(size=(m, m - 1))
-    for A in (half @ half.T, np.zeros((m, m))):
+    # Rows of whole numbers that sum to zero: singular without rounding, and otherwise far from it.
+    between = np.triu(np.random.default_rng(200 + m).integers(5, 10, (m, m)), 1).astype(float)
+    between = between + between.T
+    for A in (np.diag(between.sum(axis=1)) - between, np.zeros((m, m))):
         L, pivots = cholesky(jnp.asarray(A))
         assert np.isfinite(L).all() and not np.all(np.asarray(pivots) > 0)
         assert np.isfinite(solve_factored(L, jnp.ones(m))).all()

@@ -21,7 +21,6 @@ from tests.problems import (
     Pendulum,
     central_differences,
     no_change,
-    quick_jit,
     rows,
     solution,
 )
@@ -91,7 +90,7 @@ def jacobian_function(name):
         reverse = jax.vmap(lambda w: pull(w)[0])(jnp.eye(len(FIELDS)))
         return reverse, jax.vmap(push, out_axes=1)(jnp.eye(flat.size))
 
-    return quick_jit(both)
+    return jax.jit(both)
 
 
 @functools.cache
@@ -199,7 +198,7 @@ def test_hessian_vector_product_equals_differences_of_gradients(name):
     gradient = jax.grad(smooth_loss(name))
     direction = jnp.asarray(np.random.default_rng(2).normal(size=flat.shape))
     direction = direction * jnp.where(jnp.isfinite(flat), jnp.maximum(0.1, jnp.abs(flat)), 0.0)
-    product = quick_jit(lambda flat, v: jax.jvp(gradient, (flat,), (v,)))
+    product = jax.jit(lambda flat, v: jax.jvp(gradient, (flat,), (v,)))
     _, exact = product(flat, direction)
 
     steps = 1e-3 * 0.5 ** np.arange(6)
@@ -216,7 +215,7 @@ def test_hessian_vector_product_equals_differences_of_gradients(name):
 @functools.cache
 def batched_gradient(name):
     function = functionals_of(BY_NAME[name])
-    return quick_jit(jax.vmap(jax.grad(lambda flat: function(flat).sum())))
+    return jax.jit(jax.vmap(jax.grad(lambda flat: function(flat).sum())))
 
 
 def three_samples(name):
@@ -306,7 +305,7 @@ def published_gradient(bounded):
             for adjoint in (dc.ImplicitAdjoint(), dc.GaussNewtonAdjoint())
         )
 
-    return quick_jit(gradient)
+    return jax.jit(gradient)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -325,7 +324,7 @@ def test_gauss_newton_is_exact_for_linear_dynamics():
     case = BY_NAME["double_integrator"]
     flat, _ = parameters(case)
     function = functionals_of(case, dc.GaussNewtonAdjoint())
-    same = quick_jit(jax.jacrev(lambda flat: function(flat)[:2]))
+    same = jax.jit(jax.jacrev(lambda flat: function(flat)[:2]))
     reverse, _ = jacobians("double_integrator")
     np.testing.assert_allclose(same(flat), reverse[:2], atol=1e-10 * np.abs(reverse[:2]).max())
 
@@ -349,7 +348,7 @@ def test_unrolled_equals_implicit_at_convergence(name, solver):
         solved = dc.solve(case.build(theta), x0, solver, adjoint=dc.UnrolledAdjoint(), throw=False)
         return functionals(solved)
 
-    unrolled = quick_jit(jax.jacrev(few))(flat)
+    unrolled = jax.jit(jax.jacrev(few))(flat)
     reverse, _ = jacobians(name)
     scale = np.abs(reverse).max(axis=1, keepdims=True)
     np.testing.assert_allclose(unrolled / scale, reverse / scale, rtol=0, atol=1e-6)
@@ -401,8 +400,8 @@ def fixed_point_derivative(case, held):
         return z + jnp.linalg.solve(kkt, -jnp.concatenate([g, c]))[: len(z)]
 
     z = jnp.concatenate([solved.states.ravel(), solved.controls.ravel()])
-    Phi_z, Phi_theta = quick_jit(jax.jacobian(step, argnums=(0, 1)))(z, flat)
-    np.testing.assert_allclose(quick_jit(step)(z, flat), z, atol=1e-9)
+    Phi_z, Phi_theta = jax.jit(jax.jacobian(step, argnums=(0, 1)))(z, flat)
+    np.testing.assert_allclose(jax.jit(step)(z, flat), z, atol=1e-9)
     return np.linalg.solve(np.eye(len(z)) - Phi_z, Phi_theta)
 
 
@@ -430,7 +429,7 @@ def test_gradient_with_respect_to_the_guess_is_zero():
     case = BY_NAME["pendulum_free"]
     loss = lambda guess: functionals(dc.solve(case.problem, case.x0, guess=guess)).sum()
     guess = jnp.full((10, 1), 0.3)
-    assert np.all(quick_jit(jax.grad(loss))(guess) == 0)
+    assert np.all(jax.jit(jax.grad(loss))(guess) == 0)
 
 
 class TestStatistics:
@@ -442,7 +441,7 @@ class TestStatistics:
         return dc.solve(self.case.problem, x0).stats.stationarity
 
     def test_forward(self):
-        _, tangent = quick_jit(lambda x0: jax.jvp(self.stationarity, (x0,), (jnp.ones_like(x0),)))(
+        _, tangent = jax.jit(lambda x0: jax.jvp(self.stationarity, (x0,), (jnp.ones_like(x0),)))(
             self.case.x0
         )
         assert tangent == 0
@@ -456,7 +455,7 @@ class TestStatistics:
             solved = dc.solve(self.case.problem, x0)
             return solved.cost, solved.stats
 
-        gradient, stats = quick_jit(jax.grad(loss, has_aux=True))(self.case.x0)
+        gradient, stats = jax.jit(jax.grad(loss, has_aux=True))(self.case.x0)
         expected = solution("pendulum_free").costates[0]
         np.testing.assert_allclose(gradient, expected, atol=1e-7)
         assert stats.iterations > 0
@@ -476,7 +475,7 @@ def test_bounds_that_share_an_array():
         solved = dc.solve(problem, jnp.array([-1.0]), dc.DDP(tolerance=TIGHT))
         return jnp.sum(jnp.arange(5) * solved.states[:, 0]) + solved.cost
 
-    both = quick_jit(jax.value_and_grad(loss))
+    both = jax.jit(jax.value_and_grad(loss))
     h = 1e-4
     central = (both(0.3 + h)[0] - both(0.3 - h)[0]) / (2 * h)
     np.testing.assert_allclose(both(0.3)[1], central, rtol=1e-6)
@@ -498,10 +497,10 @@ def test_equal_bounds_move_together():
 
     side = jnp.array([[-jnp.inf], [0.4], [-0.6], [-jnp.inf]])
     lower, upper = side, jnp.where(jnp.isfinite(side), side, jnp.inf)
-    both = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     _, (d_lower, d_upper) = both(lower, upper)
     assert np.all(d_lower[::3] == 0) and np.all(d_upper[::3] == 0)
-    value = quick_jit(loss)
+    value = jax.jit(loss)
     h = 1e-4
     for t in (1, 2):
         moved = [value(lower.at[t, 0].add(s), upper.at[t, 0].add(s)) for s in (h, -h)]
@@ -529,8 +528,8 @@ def test_pullback_of_a_batch_apart_from_its_forward_pass(solver, adjoint):
         solutions = jax.vmap(run)(x0s)
         return jnp.sum(solutions.controls**2) + jnp.sum(solutions.gains**2)
 
-    pull = quick_jit(lambda problem: jax.vjp(loss, problem)[1])(problem)
-    (apart,) = quick_jit(lambda pull: pull(jnp.ones(())))(pull)
-    together = quick_jit(jax.grad(loss))(problem)
+    pull = jax.jit(lambda problem: jax.vjp(loss, problem)[1])(problem)
+    (apart,) = jax.jit(lambda pull: pull(jnp.ones(())))(pull)
+    together = jax.jit(jax.grad(loss))(problem)
     for a, b in zip(jax.tree.leaves(apart), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)

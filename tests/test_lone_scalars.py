@@ -9,7 +9,6 @@ import diffcontrol as dc
 from diffcontrol._control_problem import stage_problem
 from diffcontrol._lone_scalars import lone_scalars
 from diffcontrol._plan_cost import plan_cost, plan_costs
-from tests.problems import quick_jit
 
 MATRIX = jnp.array([[0.1, 0.3, 0.0], [-0.2, 0.0, 0.1], [0.0, 0.2, -0.1]])
 X = jnp.array([0.4, -0.3, 0.8])
@@ -64,9 +63,9 @@ def test_derivatives_of_plans_by_scalars_of_either_kind(name):
         weights @ jnp.stack([plan_cost(problem(scalars), X, plan) for plan in plans])
     )
     scalars = jnp.array([0.7, 1.3, 2.0])
-    derivatives = lambda of: quick_jit(lambda at: (jax.grad(of)(at), jax.hessian(of)(at)))(scalars)
+    derivatives = lambda of: jax.jit(lambda at: (jax.grad(of)(at), jax.hessian(of)(at)))(scalars)
     gradient, hessian = derivatives(together)
     expected, second = derivatives(alone)
     np.testing.assert_allclose(gradient, expected, rtol=1e-12)
-    np.testing.assert_allclose(quick_jit(jax.jacfwd(together))(scalars), expected, rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(together))(scalars), expected, rtol=1e-12)
     np.testing.assert_allclose(hessian, second, rtol=1e-10, atol=1e-12)

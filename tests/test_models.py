@@ -14,7 +14,6 @@ from diffcontrol import learning, testing
 from diffcontrol.models import ConvexStageCost, ConvexTerminalCost, Normalisation
 from diffcontrol.models.neural_dynamics import change, changed
 from diffcontrol.systems import pendulum
-from tests.problems import quick_jit
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -268,6 +267,6 @@ def test_float32():
 def test_vmap_equals_loop():
     model = residual()
     xs, us = jnp.asarray(RECORDED.states[0, :3]), jnp.asarray(RECORDED.controls[0, :3])
-    together = quick_jit(jax.vmap(lambda x, u: model(x, u, 0)))(xs, us)
+    together = jax.jit(jax.vmap(lambda x, u: model(x, u, 0)))(xs, us)
     alone = jnp.stack([model(x, u, 0) for x, u in zip(xs, us, strict=True)])
     np.testing.assert_allclose(together, alone, rtol=1e-12)

@@ -14,7 +14,6 @@ from diffcontrol._kernel import box_sweep, native, riccati
 from diffcontrol._kernel.box_sweep import Expansion
 from diffcontrol._kernel.riccati import RightHandSide, System
 from diffcontrol.systems import cartpole
-from tests.problems import quick_jit
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled kernel here")
 
@@ -90,7 +89,7 @@ def test_compiled_equals_jax(size, dtype):
             policy = sweep(expansion_of(d), d["mu"], d["worthwhile"], wanted)
             return factors, solve(system, factors, rhs), policy
 
-        return quick_jit(jax.vmap(run))(d)
+        return jax.jit(jax.vmap(run))(d)
 
     compiled = both(riccati.factor, riccati.solve, box_sweep.sweep)
     in_jax = both(riccati.factor_in_jax, riccati.solve_in_jax, box_sweep.sweep_in_jax)

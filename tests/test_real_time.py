@@ -21,7 +21,7 @@ import pytest
 import diffcontrol as dc
 from diffcontrol._result import succeeded
 from diffcontrol.systems import Pendulum, pendulum
-from tests.problems import BY_NAME, quick_jit, solution
+from tests.problems import BY_NAME, solution
 
 # The controls of the first are clamped at every stage, of the second at none.
 CASE = BY_NAME["two_controls"]
@@ -36,7 +36,7 @@ def run(solver, theta, x0, guess):
 
 @functools.cache
 def compiled(solver):
-    return quick_jit(functools.partial(run, solver))
+    return jax.jit(functools.partial(run, solver))
 
 
 def iterate(solver, guess):
@@ -51,7 +51,9 @@ def test_iterations_are_those_of_the_solver_stopped_there():
     assert fixed.stats.iterations == stopped.stats.iterations == 2
     assert fixed.stats.stationarity > 1e-5
     for name in ("states", "controls", "costates", "cost", "gains"):
-        np.testing.assert_array_equal(getattr(fixed, name), getattr(stopped, name), name)
+        # Two programs, which the compiler may round differently.
+        both = getattr(fixed, name), getattr(stopped, name)
+        np.testing.assert_allclose(*both, rtol=1e-13, atol=1e-15, err_msg=name)
 
 
 def test_one_iteration_solves_a_linear_quadratic_problem():
@@ -67,7 +69,7 @@ def test_one_iteration_solves_a_linear_quadratic_problem():
         control_size=2,
     )
     x0, guess = jnp.ones(3), jnp.asarray(rng.normal(size=(4, 2)))
-    once = quick_jit(lambda: dc.solve(problem, x0, dc.ILQR(fixed_iterations=1), guess=guess))()
+    once = jax.jit(lambda: dc.solve(problem, x0, dc.ILQR(fixed_iterations=1), guess=guess))()
     best = dc.lqr(dc.LinearQuadraticProblem(C, c, F, f), x0)
     assert np.abs(best.controls - guess).max() > 0.1
     np.testing.assert_allclose(once.controls, best.controls, atol=1e-12)
@@ -109,7 +111,7 @@ def test_derivative_is_that_of_the_iterations(solver):
     The error of a difference over h is about h^2 + 1e-16 / h, relatively: some 1e-10 at 1e-5.
     """
     inputs, h = (CASE.theta, CASE.x0, ROUGH), 1e-5
-    gradient = quick_jit(jax.grad(lambda *inputs: weigh(run(solver, *inputs)), argnums=(0, 1, 2)))(
+    gradient = jax.jit(jax.grad(lambda *inputs: weigh(run(solver, *inputs)), argnums=(0, 1, 2)))(
         *inputs
     )
     for d in directions(inputs):
@@ -128,7 +130,7 @@ def test_at_the_solution_one_iteration_has_the_exact_derivative():
 
     def derivatives(solver):
         along = lambda d: jax.jvp(lambda *inputs: weigh(run(solver, *inputs)), inputs, d)[1]
-        compiled = quick_jit(along)
+        compiled = jax.jit(along)
         return np.array([compiled(d) for d in directions(inputs)])
 
     exact, once = map(derivatives, (dc.DDP(tolerance=1e-12), dc.DDP(fixed_iterations=1)))
@@ -141,7 +143,7 @@ def test_batches():
     solver = dc.DDP(fixed_iterations=2)
     noise = 0.3 * np.random.default_rng(1).normal(size=(20, 2))
     starts = CASE.x0 + jnp.asarray(noise)
-    batch = quick_jit(jax.vmap(functools.partial(run, solver), in_axes=(None, 0, None)))
+    batch = jax.jit(jax.vmap(functools.partial(run, solver), in_axes=(None, 0, None)))
     together = batch(CASE.theta, starts, ROUGH)
     for k in (0, 7, 19):
         alone = compiled(solver)(CASE.theta, starts[k], ROUGH)
@@ -219,7 +221,7 @@ SWING_UP = dc.ControlProblem(
 HANGING = jnp.array([-1.0, 0.1, 0.0])
 
 
-@quick_jit
+@jax.jit
 def swing_ups():
     """Closed-loop cost of converged solves; and cost and run of one iteration a step.
 

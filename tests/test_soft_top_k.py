@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import diffcontrol as dc
-from tests.problems import quick_jit
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=9)
@@ -81,17 +80,17 @@ def test_derivatives(name, argument):
     rng = np.random.default_rng(2)
     direction = jnp.array(rng.normal(size=at[place].shape))
     cotangent = jnp.array(rng.normal(size=SCORES.shape))
-    tangent = quick_jit(lambda value: jax.jvp(of, (value,), (direction,))[1])(at[place])
-    difference = extrapolated(quick_jit(of), at[place], direction)
+    tangent = jax.jit(lambda value: jax.jvp(of, (value,), (direction,))[1])(at[place])
+    difference = extrapolated(jax.jit(of), at[place], direction)
     np.testing.assert_allclose(tangent, difference, atol=1e-8)
     scalar = lambda value: jnp.vdot(cotangent, of(value))
-    gradient = quick_jit(jax.grad(scalar))
+    gradient = jax.jit(jax.grad(scalar))
     pulled = gradient(at[place])
     assert abs(jnp.vdot(cotangent, tangent) - jnp.vdot(pulled, direction)) < 1e-12
     # Second order: symmetric, and the difference of first ones.
     if name == "limited, saturated":
         return
-    hessian = quick_jit(jax.hessian(scalar))(at[place])
+    hessian = jax.jit(jax.hessian(scalar))(at[place])
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
     np.testing.assert_allclose(
         hessian @ direction if at[place].ndim else hessian * direction,

@@ -17,7 +17,6 @@ from tests.problems import (
     Change,
     central_differences,
     no_change,
-    quick_jit,
     rows,
     solution,
     solve_changes,
@@ -35,7 +34,7 @@ def solve_case(name, solver):
         return solution(name)
     case = BY_NAME[name]
     solve = lambda theta, x0: dc.solve(case.build(theta), x0, solver())
-    return quick_jit(solve)(case.theta, case.x0)
+    return jax.jit(solve)(case.theta, case.x0)
 
 
 def roll_out(problem, x0, controls):
@@ -58,7 +57,7 @@ def total_cost(problem, x0, controls):
     return jnp.sum(costs) + terminal
 
 
-@functools.partial(quick_jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def reckoned(build, theta, x0, states, controls):
     """Total cost, its gradient in the controls, the part of it from the stage costs, and steps."""
     problem = build(theta)
@@ -227,7 +226,7 @@ def test_vmap_equals_loop(case):
     starts = some_starts(case, 4)
     changes = eqx.tree_at(lambda c: c.x0, rows(no_change(case), 4), starts)
     together = solve_changes(case, changes)
-    alone = quick_jit(lambda x0: dc.solve(case.problem, x0, dc.DDP(tolerance=TIGHT), throw=False))
+    alone = jax.jit(lambda x0: dc.solve(case.problem, x0, dc.DDP(tolerance=TIGHT), throw=False))
     for k in range(4):
         one, row = alone(starts[k]), take(together, k)
         for field in ("states", "controls", "costates", "multipliers", "gains", "cost"):
@@ -256,7 +255,7 @@ def test_single_precision(name):
     case = BY_NAME[name]
     to_single = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)
     solve = lambda theta, x0: dc.solve(case.build(theta), x0, throw=False)
-    single = quick_jit(solve)(to_single(case.theta), to_single(case.x0))
+    single = jax.jit(solve)(to_single(case.theta), to_single(case.x0))
     assert single.result == dc.RESULTS.successful
     assert single.stats.stationarity <= 1e-4
     for leaf in jax.tree.leaves(eqx.filter(single, eqx.is_inexact_array)):
@@ -293,7 +292,7 @@ def test_traced_once_a_shape():
 
 def free_pendulum():
     case = BY_NAME["pendulum_free"]
-    return case, quick_jit(lambda guess: dc.solve(case.problem, case.x0, guess=guess))
+    return case, jax.jit(lambda guess: dc.solve(case.problem, case.x0, guess=guess))
 
 
 def test_warm_start_from_a_solution_takes_no_iteration():
@@ -384,7 +383,7 @@ OUTCOMES = {
 def outcome(name, throw=False):
     problem, x0, solver = OUTCOMES[name]
 
-    @quick_jit
+    @jax.jit
     def solve(x0, shift):
         shifted = problem
         if name == "invalid_input, bounds":

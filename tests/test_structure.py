@@ -8,7 +8,6 @@ import pytest
 
 import diffcontrol as dc
 from diffcontrol._kernel import native
-from tests.problems import quick_jit
 
 N, M, T = 3, 2, 12
 NM = N + M
@@ -67,7 +66,7 @@ def test_values_and_derivatives_are_those_of_the_full_problem(case):
     gradient = lambda function: jax.grad(function, argnums=(0, 1, 2))
 
     def every_order(function):
-        return quick_jit(
+        return jax.jit(
             lambda *args: (
                 function(*args),
                 jax.jvp(function, args, directions)[1],
@@ -93,7 +92,7 @@ def test_batches(case, shared):
         def over_batch(*args):
             return jnp.sum(jax.vmap(function, in_axes=shared)(*args))
 
-        return quick_jit(jax.value_and_grad(over_batch, argnums=(0, 1, 2)))
+        return jax.jit(jax.value_and_grad(over_batch, argnums=(0, 1, 2)))
 
     agree(total(loss)(*args), total(in_full)(*args))
 

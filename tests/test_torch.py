@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import diffcontrol as dc
-from tests.problems import quick_jit
 
 torch = pytest.importorskip("torch")
 # Of torch itself, which imports its own deprecated parts for forward mode.
@@ -59,7 +58,7 @@ def quick(monkeypatch):
 
 
 class _Jax:
-    jit = staticmethod(quick_jit)
+    jit = staticmethod(jax.jit)
 
     def __getattr__(self, name):
         return getattr(jax, name)
@@ -96,7 +95,7 @@ def in_jax(adjoint, solver):
         rows = [part.reshape(3, -1) for part in s.values()]
         return jnp.sum(jnp.concatenate(rows, axis=1) * WEIGHTS.numpy()), s
 
-    return quick_jit(jax.grad(loss, (0, 1), has_aux=True))(arrays, jnp.asarray(X0.numpy()))
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(arrays, jnp.asarray(X0.numpy()))
 
 
 ALGORITHMS = [

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import diffcontrol as dc
 from diffcontrol._kernel import native
-from tests.problems import BY_NAME, TIGHT, quick_jit
+from tests.problems import BY_NAME, TIGHT
 from tests.problems import solution as solved
 
 SOLVER = dc.DDP(tolerance=TIGHT)
@@ -73,7 +73,7 @@ def derivatives(name):
         (value, gradient), (slope, product) = jax.jvp(of, (flat,), (direction,))
         return dict(value=value, slope=slope, gradient=gradient, product=product)
 
-    return quick_jit(compute, static_argnums=0)
+    return jax.jit(compute, static_argnums=0)
 
 
 def point_and_direction(name):
@@ -110,7 +110,7 @@ def test_first_derivatives_are_costates_and_multipliers():
     case = BY_NAME["pendulum"]
     solution = solved("pendulum")
     build, theta = case.build, case.theta
-    by_problem, by_x0 = quick_jit(
+    by_problem, by_x0 = jax.jit(
         jax.grad(lambda bounds, x0: dc.value(build(theta | bounds), x0, SOLVER), argnums=(0, 1))
     )({side: theta[side] for side in ("lower", "upper")}, case.x0)
     np.testing.assert_allclose(by_x0, solution.costates[0], rtol=1e-9)
@@ -123,7 +123,7 @@ def test_first_derivatives_are_costates_and_multipliers():
 def test_at_the_optimal_control_the_two_agree():
     case, solution = BY_NAME["two_controls"], solved("two_controls")
     q_value = lambda u0: dc.q_value(case.problem, case.x0, u0, SOLVER)
-    q, slope = quick_jit(jax.value_and_grad(q_value))(jnp.asarray(solution.controls[0]))
+    q, slope = jax.jit(jax.value_and_grad(q_value))(jnp.asarray(solution.controls[0]))
     np.testing.assert_allclose(q, solution.cost, rtol=1e-14)
     assert solution.multipliers[0, 0] != 0 and solution.multipliers[0, 1] == 0
     np.testing.assert_allclose(slope, -solution.multipliers[0], rtol=1e-9, atol=1e-9)
@@ -168,7 +168,7 @@ def test_linear_quadratic_values_equal_a_dense_oracle():
     q_value = lambda start: dc.q_value(problem, start[:n], start[n:])
     for function, at, hessian in ((value, x0, reduced(n)), (q_value, start, reduced(n + m))):
         derivatives = (function, jax.grad(function), jax.hessian(function))
-        of_zero, of_one, of_two = quick_jit(lambda at, d=derivatives: [f(at) for f in d])(at)
+        of_zero, of_one, of_two = jax.jit(lambda at, d=derivatives: [f(at) for f in d])(at)
         np.testing.assert_allclose(of_zero, 0.5 * at @ hessian @ at, rtol=1e-10)
         np.testing.assert_allclose(of_one, hessian @ at, rtol=1e-8)
         np.testing.assert_allclose(of_two, hessian, rtol=1e-8)
@@ -177,7 +177,7 @@ def test_linear_quadratic_values_equal_a_dense_oracle():
 def test_the_value_of_a_convex_problem_is_convex():
     problem = linear_quadratic(dc.Bounds(-0.5, 0.4))
     ends = jnp.asarray(rng.normal(size=(2, 20, n)))
-    values = quick_jit(jax.vmap(lambda x0: dc.value(problem, x0)))
+    values = jax.jit(jax.vmap(lambda x0: dc.value(problem, x0)))
     left, right, middle = values(ends[0]), values(ends[1]), values(ends.mean(axis=0))
     assert jnp.all(middle < (left + right) / 2)
 
@@ -202,8 +202,8 @@ def small_gradient(most):
 
 def test_vmap_equals_loop():
     starts = jnp.asarray(rng.normal(size=(2, 3, 1)))
-    together = quick_jit(jax.vmap(small_gradient(100)))(*starts)
-    alone = quick_jit(lambda *starts: jax.lax.map(lambda s: small_gradient(100)(*s), starts))
+    together = jax.jit(jax.vmap(small_gradient(100)))(*starts)
+    alone = jax.jit(lambda *starts: jax.lax.map(lambda s: small_gradient(100)(*s), starts))
     for a, b in zip(*map(jax.tree.leaves, (together, alone(*starts))), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
 
@@ -212,10 +212,10 @@ def test_forward_equals_reverse_in_every_order():
     function = lambda start: dc.q_value(SMALL, start[:1], start[1:], SOLVER)
     start = jnp.array([1.3, 0.4])
     forward, reverse = jax.jacfwd, jax.jacrev
-    slopes = quick_jit(lambda start: [mode(function)(start) for mode in (forward, reverse)])
+    slopes = jax.jit(lambda start: [mode(function)(start) for mode in (forward, reverse)])
     np.testing.assert_allclose(*slopes(start), rtol=1e-12)
     pairs = ((forward, forward), (forward, reverse), (reverse, forward), (reverse, reverse))
-    found = quick_jit(lambda start: [outer(inner(function))(start) for outer, inner in pairs])
+    found = jax.jit(lambda start: [outer(inner(function))(start) for outer, inner in pairs])
     first, *others = found(start)
     assert jnp.abs(first).min() > 1e-3
     for other in others:
@@ -238,7 +238,7 @@ def test_the_gradient_needs_no_linear_solve():
     x0 = jnp.array([2.0])
 
     def kernels(function):
-        program = quick_jit(function).lower(x0).compile().as_text()
+        program = jax.jit(function).lower(x0).compile().as_text()
         return sorted(re.findall(r'"(diffcontrol_\w+)"', program))
 
     value = lambda x0: dc.value(SMALL, x0)
@@ -252,7 +252,7 @@ def test_the_gradient_needs_no_linear_solve():
 def test_a_failed_sample_is_nan_throughout_and_alone():
     # From the origin the guess of zero is optimal; from elsewhere one iteration is not enough.
     x0s, u0s = jnp.array([[0.0], [2.0]]), jnp.array([[0.0], [0.5]])
-    values, slopes = quick_jit(jax.vmap(small_gradient(1)))(x0s, u0s)
+    values, slopes = jax.jit(jax.vmap(small_gradient(1)))(x0s, u0s)
     assert jnp.isfinite(values[0]) and all(jnp.isfinite(slope[0]) for slope in slopes)
     assert jnp.isnan(values[1]) and all(jnp.isnan(slope[1]) for slope in slopes)
     with pytest.raises(RuntimeError, match="stopped before its tolerance"):
