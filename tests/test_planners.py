@@ -653,9 +653,7 @@ UNBOUNDED = dc.ControlProblem(
             "give `key`",
         ),
         (
-            lambda: dc.MPC(PROBLEM, dc.CEM(), key=KEY, starts=jnp.zeros((1, 6, 1)))(
-                X0, dc.MPC(PROBLEM, dc.CEM(), key=KEY).init(X0)
-            ),
+            lambda: dc.MPC(PROBLEM, dc.CEM(), key=KEY, starts=jnp.zeros((1, 6, 1))),
             ValueError,
             "`starts` are for solvers",
         ),

@@ -91,8 +91,8 @@ class MPC(eqx.Module):
 
     Raises:
         TypeError: if `starts` or `guess` is not made of real numbers.
-        ValueError: when called, if `starts` does not have shape `(S, T, m)`; from `init`, if
-            `guess` does not have shape `(T, m)`.
+        ValueError: for `starts` with a planner; when called, if `starts` does not have shape
+            `(S, T, m)`; from `init`, if `guess` does not have shape `(T, m)`.
     """
 
     problem: ControlProblem
@@ -100,6 +100,10 @@ class MPC(eqx.Module):
     starts: Array | None = eqx.field(default=None, converter=_as_starts)
     guess: Array | None = eqx.field(default=None, converter=as_controls)
     key: Array | None = None
+
+    def __check_init__(self):
+        if self.starts is not None and isinstance(self.solver, AbstractPlanner):
+            raise ValueError("MPC: `starts` are for solvers; leave them out with a planner.")
 
     def init(self, x0: Numbers) -> MPCMemory:
         """The memory before the first call: the controls of `guess`, time 0.
@@ -173,8 +177,6 @@ class MPC(eqx.Module):
                 f"{x.shape}. Make it with `init` of an MPC of that problem."
             )
         if isinstance(self.solver, AbstractPlanner):
-            if self.starts is not None:
-                raise ValueError("MPC: `starts` are for solvers; leave them out with a planner.")
             check_planner(self.solver, None, self.key)
             if memory.kept is None:
                 raise ValueError(
