@@ -1,5 +1,6 @@
 """Scalars that are left scalars: which they are, and derivatives by them and by the others."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import diffcontrol as dc
 from diffcontrol._control_problem import stage_problem
 from diffcontrol._lone_scalars import lone_scalars
-from diffcontrol._plan_cost import plan_cost, plan_costs
+from diffcontrol._plan_cost import _one_each, plan_cost, plan_costs
 
 MATRIX = jnp.array([[0.1, 0.3, 0.0], [-0.2, 0.0, 0.1], [0.0, 0.2, -0.1]])
 X = jnp.array([0.4, -0.3, 0.8])
@@ -69,3 +70,21 @@ def test_derivatives_of_plans_by_scalars_of_either_kind(name):
     np.testing.assert_allclose(gradient, expected, rtol=1e-12)
     np.testing.assert_allclose(jax.jit(jax.jacfwd(together))(scalars), expected, rtol=1e-12)
     np.testing.assert_allclose(hessian, second, rtol=1e-10, atol=1e-12)
+
+
+def test_what_grows_with_time_has_met_no_plan():
+    a, b = jnp.array(0.7), jnp.array(1.3)
+    problem, _ = stage_problem(
+        dc.ControlProblem(
+            dynamics=lambda x, u, t: x + (a * t * MATRIX) @ x + b * t * u,
+            stage_cost=lambda x, u, t: jnp.sum(x**2),
+            horizon=4,
+            control_size=1,
+        ),
+        X,
+    )
+    floats = eqx.filter(problem, eqx.is_inexact_array)
+    each, shared = _one_each(problem, floats, X, jnp.zeros(1), 5)
+    of = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if leaf.size in (1, 5)]
+    np.testing.assert_array_equal(of(each), [jnp.full(5, b)])
+    np.testing.assert_array_equal(of(shared), [a])

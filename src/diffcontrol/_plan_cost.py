@@ -96,10 +96,11 @@ def _one_each(
         moved = list(leaves)
         for i, scalar in zip(moving, scalars, strict=True):
             moved[i] = scalar
-        return _stage_of_parts(jax.tree.unflatten(structure, moved), _parts(at[0]), *at[1:])
+        # The plans share the stage too: a scalar that meets its index has met none of them.
+        index = jnp.zeros((), int)
+        return _stage_of_parts(jax.tree.unflatten(structure, moved), _parts(at[0]), at[1], index)
 
-    scalars, at = [leaves[i] for i in moving], (x, u, jnp.zeros((), int))
-    lone = lone_scalars(stage, scalars, at, most=x.size)
+    lone = lone_scalars(stage, [leaves[i] for i in moving], (x, u), most=x.size)
     each = {i for i, is_lone in zip(moving, lone, strict=True) if is_lone}
     d_each = [jnp.broadcast_to(d, (number,)) if i in each else None for i, d in enumerate(tangents)]
     d_shared = [None if i in each else d for i, d in enumerate(tangents)]
